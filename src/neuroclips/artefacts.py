@@ -1,0 +1,186 @@
+"""Artefacts on disk: safetensors arrays and a JSON card, never half-written, always traceable.
+
+A stage directory holds its files and one ``card.json``, written last: a directory without a card is unfinished.
+Everything is written aside, synced and renamed, so a reader sees the old file or the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuroclips.errors import ArtefactError
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors format itself
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success sync it and rename it into place, on error remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as readable JSON, atomically. NaN is refused: it is not JSON."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=1, allow_nan=False, default=_as_json) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+class ArrayWriter:
+    """A safetensors file filled in place through memory maps, so that it may be larger than memory.
+
+    >>> import numpy as np, tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> with ArrayWriter(path, {"bold": ((3, 2), "F32")}) as arrays:
+    ...     arrays["bold"][1] = [5, 7]
+    >>> read_arrays(path)["bold"][1].tolist()
+    [5.0, 7.0]
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, tuple[tuple[int, ...], str]]):
+        self.path, self.specs = Path(path), dict(specs)
+
+    def __enter__(self) -> dict[str, np.ndarray]:
+        header, offset = {}, 0
+        for name, (shape, dtype) in self.specs.items():
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # keeps the data aligned for the memory map
+        self._aside = written_aside(self.path)
+        aside = self._aside.__enter__()
+        try:
+            with aside.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                file.truncate(8 + len(text) + offset)
+            self._maps = _map_arrays(aside, mode="r+")
+        except BaseException as error:
+            self._aside.__exit__(type(error), error, error.__traceback__)
+            raise
+        return dict(self._maps)
+
+    def __exit__(self, *error: Any) -> None:
+        for array in self._maps.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+        self._maps = {}
+        self._aside.__exit__(*error)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays to a safetensors file, atomically."""
+    specs = {name: (array.shape, _dtype_name(name, array)) for name, array in arrays.items()}
+    with ArrayWriter(path, specs) as maps:
+        for name, array in arrays.items():
+            maps[name][...] = array
+
+
+def _dtype_name(name: str, array: np.ndarray) -> str:
+    if array.dtype not in _NAMES:
+        raise ArtefactError(f"array {name!r} has dtype {array.dtype}; expected one of {', '.join(map(str, _NAMES))}")
+    return _NAMES[array.dtype]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Open a safetensors file as read-only memory maps: nothing is read until it is indexed."""
+    return _map_arrays(Path(path), mode="r")
+
+
+def _map_arrays(path: Path, mode: Any) -> dict[str, np.ndarray]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise ArtefactError(f"{path}: header length {length} in a file of {size} bytes; not a safetensors file")
+            header = json.loads(file.read(length))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"{path}: cannot be read as safetensors ({error})") from error
+    arrays: dict[str, np.ndarray] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        start, end = entry["data_offsets"]
+        if end - start != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize or 8 + length + end > size:
+            raise ArtefactError(
+                f"{path}: array {name!r} of shape {shape} does not fit a file of {size} bytes; it is truncated"
+            )
+        if end == start:
+            arrays[name] = np.zeros(shape, dtype)
+        else:
+            arrays[name] = np.memmap(path, dtype=dtype, mode=mode, offset=8 + length + start, shape=shape)
+    return arrays
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(content: Any) -> str:
+    """SHA-256 of a JSON-like value, independent of key order."""
+    text = json.dumps(content, sort_keys=True, default=_as_json)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stable_seed(*parts: Any) -> int:
+    """A 63-bit seed from any JSON-like parts: the same on every machine, in every order of work.
+
+    >>> stable_seed(7, "test1/clip3") == stable_seed(7, "test1/clip3") != stable_seed(8, "test1/clip3")
+    True
+    """
+    return int(content_hash(list(parts))[:16], 16) >> 1
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or damaged one is an ArtefactError that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtefactError(f"{path}: not a readable JSON file ({error})") from error
+
+
+def read_card(directory: Path) -> dict[str, Any] | None:
+    """The card of a finished stage directory, or None when there is none."""
+    path = directory / "card.json"
+    return read_json(path) if path.exists() else None
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a stage directory, card first, so that an interrupted removal reads as unfinished."""
+    (directory / "card.json").unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,118 @@
+"""Contracts between stages: the clips of a split, and what is decoded from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from neuroclips.errors import DataError, SplitLeakError
+from neuroclips.shapes import Bool, Float, Float32, Int, UInt8
+
+T_R = 2.0  # seconds; the CC2017 sampling period and the default everywhere
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Brain activity and film of the clips of one split, one clip per TR. Arrays may be memory-mapped.
+
+    Attributes
+    ----------
+    bold : (B, R, V) z-scored per run and voxel; repeats that do not exist are zero.
+    present : (B, R) which repeats exist.
+    frames : (B, F, 3, H, W) uint8 RGB, at equal distances over the clip's ``t_r`` seconds.
+    segment : (B,) index into ``segments``.
+    onset : (B,) start of the clip within its segment's film, seconds.
+    scene : (B,) scene number, unique over all segments; consecutive clips between two cuts share one.
+    reliability : (V,) correlation between repeats, measured on the training segments only.
+    """
+
+    split: ClassVar[str] = "any"
+
+    bold: Float[np.ndarray, "B R V"]
+    present: Bool[np.ndarray, "B R"]
+    frames: UInt8[np.ndarray, "B F 3 H W"]
+    segment: Int[np.ndarray, " B"]
+    onset: Float[np.ndarray, " B"]
+    scene: Int[np.ndarray, " B"]
+    segments: tuple[str, ...]
+    reliability: Float32[np.ndarray, " V"]
+    t_r: float = T_R
+
+    def __len__(self) -> int:
+        return len(self.onset)
+
+    @property
+    def n_voxels(self) -> int:
+        return self.bold.shape[2]
+
+    @property
+    def n_frames(self) -> int:
+        return self.frames.shape[1]
+
+    @property
+    def ids(self) -> list[str]:
+        """One readable name a clip, such as ``test1/0004s``; seeds and file names are made from it."""
+        return [f"{self.segments[s]}/{round(t):04d}s" for s, t in zip(self.segment, self.onset)]
+
+    def responses(self, n_repeats: int | None = None) -> Float32[np.ndarray, "B V"]:
+        """Mean over the first ``n_repeats`` existing repeats of each clip (all by default), at unit variance.
+
+        A mean of k repeats of a z-scored voxel with reliability r has variance r + (1 - r) / k. Dividing by its root
+        puts single trials, training means and test means on one scale, with training statistics only.
+        """
+        wanted = self.present if n_repeats is None else self.present & (np.cumsum(self.present, axis=1) <= n_repeats)
+        k = wanted.sum(axis=1)  # (B,)
+        if not k.all():
+            raise DataError(f"clip {self.ids[int(np.argmin(k))]} has no repeat to average")
+        total = np.zeros((len(self), self.n_voxels), np.float32)
+        for r in range(self.bold.shape[1]):  # one repeat at a time: bold may be larger than memory
+            total += np.where(wanted[:, r, None], self.bold[:, r], 0)
+        r = np.clip(self.reliability, 0, 1)
+        return (total / k[:, None] / np.sqrt(r + (1 - r) / k[:, None])).astype(np.float32)
+
+    def take(self, index: np.ndarray) -> Clips:
+        """The clips at ``index``, as the same split."""
+        rows = ("bold", "present", "frames", "segment", "onset", "scene")
+        return replace(self, **{name: np.asarray(getattr(self, name)[index]) for name in rows})
+
+
+class TrainingClips(Clips):
+    """Clips that models are fitted to."""
+
+    split = "train"
+
+
+class ValidationClips(Clips):
+    """Clips that choices are made on: hyper-parameters, thresholds, early stopping."""
+
+    split = "validation"
+
+
+class TestClips(Clips):
+    """Clips that only evaluation opens. ``refuse_test_clips`` keeps them out of every fit."""
+
+    split = "test"
+    __test__ = False  # not a pytest class
+
+
+def refuse_test_clips(*clip_sets: Clips | None) -> None:
+    """Raise SplitLeakError if any set is the test split: the rule that keeps reported scores honest."""
+    for clips in clip_sets:
+        if isinstance(clips, TestClips):
+            raise SplitLeakError(
+                f"fit was given the test split ({', '.join(clips.segments)}); expected training or validation clips"
+            )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the decoders predict, computed once from the frames by frozen networks.
+
+    latents : (B, F, C, H, W) scaled VAE latents of the clip's frames.
+    tokens : (B, K, D) CLIP image tokens of the keyframe.
+    """
+
+    latents: Float[np.ndarray, "B F C H W"]
+    tokens: Float[np.ndarray, "B K D"]

@@ -1,0 +1,45 @@
+"""``python -m neuroclips.mini vae|clip``: train a mini network and write its weights and card."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from neuroclips.pretrained.registry import resolve
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+Out = Annotated[Path | None, typer.Option(help="folder for the weights; default: where the package looks for them")]
+Minutes = Annotated[float, typer.Option(help="stop after this long (the learning rate still falls to zero)")]
+Steps = Annotated[int, typer.Option(help="optimiser steps")]
+Scenes = Annotated[int, typer.Option(help="scenes a step")]
+Workers = Annotated[int, typer.Option(help="rendering processes")]
+Seed = Annotated[int, typer.Option()]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@app.command()
+def vae(
+    movies: Annotated[Path | None, typer.Option(help="folder of natural films to mix in (a quarter of the data)")] = None,
+    out: Out = None, steps: Steps = 30_000, minutes: Minutes = 180, scenes: Scenes = 16, workers: Workers = 2, seed: Seed = 1,
+) -> None:  # fmt: skip
+    """Train the mini autoencoder."""
+    from neuroclips.mini.train_vae import main
+
+    print(main(out or resolve("mini", "vae"), movies=movies, steps=steps, minutes=minutes, scenes=scenes,
+               workers=workers, seed=seed, device=DEVICE)["scores"])  # fmt: skip
+
+
+@app.command()
+def clip(
+    out: Out = None, steps: Steps = 20_000, minutes: Minutes = 180, scenes: Scenes = 128, workers: Workers = 2, seed: Seed = 1,
+) -> None:  # fmt: skip
+    """Train the mini CLIP."""
+    from neuroclips.mini.train_clip import main
+
+    print(main(out or resolve("mini", "clip"), steps=steps, minutes=minutes, scenes=scenes, workers=workers,
+               seed=seed, device=DEVICE)["scores"])  # fmt: skip
+
+
+app()

@@ -1,0 +1,184 @@
+"""``neuroclips run RECIPE``: stages in order, each with its artefacts and its card.
+
+    simulate -> prepare -> targets -> fit -> reconstruct -> [observe] -> evaluate -> report
+
+A stage whose settings and parents are unchanged is skipped and says so. A killed run resumes: finished stages stand,
+the stage that was cut starts again, and inside ``simulate`` every finished film and scan stands too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from neuroclips import stages
+from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json
+from neuroclips.errors import ArtefactError
+from neuroclips.recipe import Recipe
+
+PACKAGES = ("neuroclips", "numpy", "torch", "diffusers", "transformers", "himalaya", "nibabel", "av")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: ``work(run directory, own directory, recipe, console)`` returns what the card should say.
+
+    ``settings`` picks the part of the recipe that changes the result; ``format`` is raised when the files change.
+    """
+
+    name: str
+    work: Callable[[Path, Path, Recipe, Console], dict[str, Any]]
+    parents: tuple[str, ...]
+    settings: Callable[[Recipe], Any]
+    format: int = 1
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, in order. A simulated subject adds its making and its ideal observer."""
+    simulated = recipe.film is not None
+    source = ("simulate",) if simulated else ()
+    scores = ("prepare", "targets", "reconstruct", *(("observe",) if simulated else ()))
+    stages_ = [
+        Stage("simulate", stages.simulate, (), lambda r: [r.film, r.brain, r.seed]),
+        Stage("prepare", stages.prepare, source, lambda r: [r.data]),
+        Stage("targets", stages.targets, ("prepare",), lambda r: [r.targets, stages.weights_hashes(r)]),
+        Stage("fit", stages.fit, ("prepare", "targets"), lambda r: [r.ridge]),
+        Stage("reconstruct", stages.reconstruct, ("prepare", "fit"), lambda r: [r.generate, r.evaluate.shuffles, r.seed]),
+        Stage("observe", stages.observe, ("simulate", "prepare"), lambda r: [r.generate.test_repeats]),
+        Stage("evaluate", stages.evaluate, scores, lambda r: [r.evaluate, r.seed]),
+        Stage("report", stages.report, ("evaluate", *scores), lambda r: [r.name, r.description]),
+    ]
+    return [s for s in stages_ if simulated or s.name not in {"simulate", "observe"}]
+
+
+def run(
+    recipe: Recipe, directory: Path | str, *, until: str | None = None, console: Console | None = None
+) -> dict[str, dict[str, Any]]:
+    """Walk through every stage of ``recipe`` in ``directory``; returns the cards by stage.
+
+    Parameters
+    ----------
+    until : name of the last stage to run; all by default.
+    """
+    directory, console = Path(directory), console or Console(stderr=True)
+    planned = plan(recipe)
+    names = [stage.name for stage in planned]
+    if until is not None and until not in names:
+        raise ArtefactError(f"no stage {until!r} in this recipe; there are {', '.join(names)}")
+    cards: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate(planned, 1):
+        label = f"[bold]{number}/{len(planned)} {stage.name}[/bold]"
+        key = _key(stage, recipe, cards)
+        card = _finished(directory / stage.name, key)
+        if card is not None:
+            console.print(f"{label}  up to date, skipped")
+        else:
+            console.print(label)
+            card = _make(stage, key, directory, recipe, cards, console)
+            console.print(f"{label}  done in {card['seconds']:.0f} s, peak memory {card['peak_memory_gb']:.1f} GB")
+        cards[stage.name] = card
+        if stage.name == until:
+            break
+    return cards
+
+
+def _key(stage: Stage, recipe: Recipe, cards: dict[str, dict[str, Any]]) -> str:
+    """Identity of a stage's result: its format, settings, and its parents' content."""
+    settings = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in stage.settings(recipe)]
+    return content_hash([stage.name, stage.format, settings, {p: cards[p]["content"] for p in stage.parents}])
+
+
+def _finished(directory: Path, key: str) -> dict[str, Any] | None:
+    """The card of a finished stage with this key whose files are all there at their size."""
+    card = read_card(directory)
+    if card is None or card.get("key") != key:
+        return None
+    whole = all(_size(directory / name) == about["bytes"] for name, about in card["files"].items())
+    return card if whole else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _make(
+    stage: Stage, key: str, run_directory: Path, recipe: Recipe, cards: dict[str, dict[str, Any]], console: Console
+) -> dict[str, Any]:
+    """Run one stage and write its card last. What another key left behind is removed; the same key's is resumed."""
+    own = run_directory / stage.name
+    begun = own / ".begun"
+    if own.exists() and (not begun.exists() or begun.read_text() != key):
+        remove_tree(own)
+    (own / "card.json").unlink(missing_ok=True)
+    own.mkdir(parents=True, exist_ok=True)
+    begun.write_text(key)
+    with _Meter() as meter:
+        said = stage.work(run_directory, own, recipe, console)
+    files = {
+        str(path.relative_to(own)): {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        for path in sorted(own.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and path.name != "card.json"
+    }
+    card = {
+        "stage": stage.name, "key": key, "content": content_hash([key, {n: f["sha256"] for n, f in files.items()}]),
+        "parents": {p: cards[p]["content"] for p in stage.parents}, "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.seed, "commit": _commit(), "versions": {name: version(name) for name in PACKAGES},
+        "seconds": round(meter.seconds, 2), "peak_memory_gb": round(meter.peak_bytes / 1e9, 3), "summary": said,
+        "files": files,
+    }  # fmt: skip
+    write_json(own / "card.json", card)
+    return card
+
+
+@dataclass
+class _Meter:
+    """Wall time and the highest resident memory of this process and its children, sampled four times a second."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> _Meter:
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.seconds = time.monotonic() - self._started
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:  # a child that ended between listing and reading
+                    continue
+            self.peak_bytes = max(self.peak_bytes, total)
+            if self._stop.wait(0.25):
+                return
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that this package runs from, or None for an installed copy."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

@@ -1,0 +1,169 @@
+"""A recipe: the complete description of a run, read from YAML. Unknown keys are refused.
+
+``neuroclips run demo`` reads the recipe of that name that ships with the package; a path works too, and single
+values can be changed on the command line (``--set film.train_segments=4``).
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from neuroclips.errors import RecipeError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FilmRecipe(_Part):
+    """The film that the simulated subject watches."""
+
+    movies: Path | None = Field(None, description="folder of films to use instead of the picture-book world")
+    train_segments: int = Field(18, ge=2, description="seg1, seg2, ...")
+    test_segments: int = Field(5, ge=1, description="test1, test2, ...")
+    train_seconds: int = Field(480, ge=20, multiple_of=2)
+    test_seconds: int = Field(480, ge=20, multiple_of=2)
+    size: int = Field(128, ge=64, le=512, multiple_of=16, description="pixels, square")
+    unseen_things: float = Field(0.25, ge=0, le=1, description="share of test scenes with a thing never seen before")
+    new_places: float = Field(0.25, ge=0, le=1, description="share of test scenes with a known thing in a new place")
+
+
+class BrainRecipe(_Part):
+    """The simulated subject and scanner."""
+
+    subject: int = Field(1, ge=1)
+    signal: float = Field(1.0, ge=0, le=10, description="signal strength; 0 is a brain that did not see the film")
+    train_repeats: int = Field(2, ge=2, le=10)
+    test_repeats: int = Field(10, ge=1, le=10)
+
+
+class SelectionRecipe(_Part):
+    """Which voxels are kept, from the training segments' repeats alone (method a.3)."""
+
+    method: Literal["bonferroni", "top"] = "bonferroni"
+    p: float = Field(0.05, gt=0, lt=1, description="family-wise error rate over all cortical voxels")
+    sides: Literal[1, 2] = 1
+    top: int = Field(4500, ge=1, description="with method 'top': how many voxels, by smallest p")
+
+
+class DataRecipe(_Part):
+    """From scans and films to arrays."""
+
+    root: Path | None = Field(None, description="a folder in the CC2017 layout; None takes the simulated subject")
+    subject: int = Field(1, ge=1)
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    t_r: float = Field(2.0, gt=0, description="seconds")
+    delay_trs: int = Field(2, ge=0, le=4, description="volumes between a clip and the response paired with it")
+    frames_per_clip: int = Field(6, ge=1, le=60)
+    frame_size: int = Field(64, ge=32, le=512, multiple_of=8)
+    selection: SelectionRecipe = SelectionRecipe()
+
+    @model_validator(mode="after")
+    def _segments_appear_once(self) -> DataRecipe:
+        names = self.train + self.validation + self.test
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"segments {', '.join(twice)} are in two splits; every segment belongs to exactly one")
+        return self
+
+
+class TargetsRecipe(_Part):
+    """The frozen networks whose spaces are decoded: 'mini', or a local folder in diffusers/transformers layout."""
+
+    vae: str = "mini"
+    clip: str = "mini"
+
+
+class RidgeRecipe(_Part):
+    """himalaya ridge; alphas are chosen per target by run-wise cross-validation."""
+
+    alphas: tuple[float, ...] = tuple(float(10**e) for e in range(1, 8))
+    targets_batch: int = Field(2048, ge=1, description="targets solved at a time; bounds memory")
+
+
+class GenerateRecipe(_Part):
+    """Which generators turn guidance into videos, from how many averaged test repeats."""
+
+    generators: tuple[Literal["blurry", "nearest"], ...] = ("blurry", "nearest")
+    test_repeats: tuple[int, ...] = (1, 2, 5, 10)
+
+
+class EvaluateRecipe(_Part):
+    """Scores and their intervals."""
+
+    exclude_seconds: float = Field(10.0, ge=0, description="neighbours of the target this near are left out")
+    bootstrap: int = Field(1000, ge=100, description="scene-bootstrap draws for the 95 % intervals")
+    shuffles: int = Field(5, ge=1, description="fMRI shuffles across scenes, through the whole frozen pipeline")
+
+
+class Recipe(_Part):
+    """One complete run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    description: str = ""
+    seed: int = Field(7, ge=0)
+    film: FilmRecipe | None = Field(None, description="None: nothing is simulated, data.root has the scans")
+    brain: BrainRecipe = BrainRecipe()
+    data: DataRecipe
+    targets: TargetsRecipe = TargetsRecipe()
+    ridge: RidgeRecipe = RidgeRecipe()
+    generate: GenerateRecipe = GenerateRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+
+    @model_validator(mode="after")
+    def _data_come_from_somewhere(self) -> Recipe:
+        if (self.film is None) == (self.data.root is None):
+            raise ValueError("give either 'film' (a simulated subject) or 'data.root' (your scans), not both or neither")
+        return self
+
+
+def named_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("neuroclips").joinpath("recipes").iterdir()
+                  if p.name.endswith(".yaml"))  # fmt: skip
+
+
+def load_recipe(name_or_path: str | Path, changes: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe by name or path, with ``changes`` such as ``{"film.size": 64}`` laid over it.
+
+    Raises
+    ------
+    RecipeError
+        The recipe does not exist, is not YAML, or has an unknown or wrong key; each fault is named with its place.
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.exists():
+            raise RecipeError(f"{path}: no such recipe file")
+        text = path.read_text()
+    elif str(name_or_path) in named_recipes():
+        text = files("neuroclips").joinpath("recipes", f"{name_or_path}.yaml").read_text()
+    else:
+        raise RecipeError(f"no recipe {str(name_or_path)!r}; shipped are {', '.join(named_recipes())}, or give a .yaml")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {name_or_path}: not valid YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {name_or_path}: expected a mapping of settings, found {type(content).__name__}")
+    for key, value in (changes or {}).items():
+        *parents, leaf = key.split(".")
+        part = content
+        for parent in parents:
+            part[parent] = part.get(parent) or {}
+            part = part[parent]
+            if not isinstance(part, dict):
+                raise RecipeError(f"recipe {name_or_path}: cannot set {key!r}, {parent!r} is not a group of settings")
+        part[leaf] = value
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"recipe {name_or_path}: {faults}") from error

@@ -1,0 +1,128 @@
+"""The story: film from brain activity, top to bottom.
+
+    voxels --perception--> latents of F frames (colour, layout, motion)
+    voxels --semantics---> CLIP tokens of the keyframe (what it is)
+    Guidance(latents, tokens, ...) --generator--> video
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from neuroclips.artefacts import read_arrays, read_json, write_arrays, write_json
+from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips, refuse_test_clips
+from neuroclips.decoders import Decoder
+from neuroclips.decoders.ridge import RidgeDecoder
+from neuroclips.errors import NeuroClipsError
+from neuroclips.pretrained.clip import Clip
+from neuroclips.pretrained.vae import Vae
+from neuroclips.shapes import Float32, UInt8
+from neuroclips.video.baselines import BlurryGenerator, NearestGenerator
+from neuroclips.video.guidance import Guidance, VideoGenerator
+
+KEYFRAME = 2  # of 6 frames: the frame that stands for a clip (method a.6)
+DECODERS = {"ridge": RidgeDecoder}
+
+
+class Reconstructor:
+    """Learns from (brain, film) pairs, then turns brain activity into film.
+
+    Parameters
+    ----------
+    vae, clip : frozen networks: ``"mini"`` or a folder in diffusers/transformers layout.
+    perception : decoder of VAE latents; semantics : decoder of CLIP tokens. Ridge by default.
+    device : where frozen networks run.
+
+    Example
+    -------
+    >>> from neuroclips import Reconstructor, load_clips            # doctest: +SKIP
+    >>> data = load_clips("runs/demo/prepare")                      # doctest: +SKIP
+    >>> reconstructor = Reconstructor().fit(data.train)             # doctest: +SKIP
+    >>> videos = reconstructor.reconstruct(data.test)               # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        vae: str | Path = "mini",
+        clip: str | Path = "mini",
+        perception: Decoder | None = None,
+        semantics: Decoder | None = None,
+        device: str = "cpu",
+    ):
+        self.vae, self.clip, self.device = vae, clip, device
+        self.perception = RidgeDecoder() if perception is None else perception
+        self.semantics = RidgeDecoder() if semantics is None else semantics
+
+    # 1. What the frozen networks see in the film: the targets of both decoders.
+    def targets(self, clips: Clips) -> Targets:
+        """VAE latents of every frame and CLIP tokens of the keyframe, float16."""
+        latents = Vae.load(self.vae, device=self.device).encode(clips.frames)
+        keyframe = min(KEYFRAME, clips.n_frames - 1)
+        tokens, _ = Clip.load(self.clip, device=self.device).images(np.asarray(clips.frames[:, keyframe]))
+        return Targets(latents.astype(np.float16), tokens.astype(np.float16))
+
+    # 2. Learn: voxels to latents, voxels to tokens.
+    def fit(
+        self,
+        train: TrainingClips,
+        validation: ValidationClips | None = None,
+        targets: Targets | None = None,
+        validation_targets: Targets | None = None,
+    ) -> Self:
+        """Fit both decoders. Targets are computed when not given. Raises SplitLeakError for test clips."""
+        refuse_test_clips(train, validation)
+        targets = self.targets(train) if targets is None else targets
+        if validation is not None and validation_targets is None:
+            validation_targets = self.targets(validation)
+        seen = validation_targets
+        self.perception.fit(train, targets.latents, validation, None if seen is None else seen.latents)
+        self.semantics.fit(train, targets.tokens, validation, None if seen is None else seen.tokens)
+        self.training_tokens_, self.training_frames_ = targets.tokens, np.asarray(train.frames)
+        return self
+
+    # 3. Decode: voxels to guidance.
+    def decode(self, responses: Float32[np.ndarray, "B V"], ids: list[str]) -> Guidance:
+        """Everything that the brain says about each clip, from responses at unit variance."""
+        return Guidance(ids, latents=self.perception.predict(responses), tokens=self.semantics.predict(responses))
+
+    # 4. Show: guidance to video.
+    def generator(self, name: str) -> VideoGenerator:
+        """The generator called ``blurry`` or ``nearest``."""
+        if name == "blurry":
+            return BlurryGenerator(Vae.load(self.vae, device=self.device))
+        if name == "nearest":
+            return NearestGenerator(self.training_tokens_, self.training_frames_)
+        raise NeuroClipsError(f"no generator {name!r}; there are blurry and nearest")
+
+    def reconstruct(
+        self, clips: Clips, generator: str = "blurry", n_repeats: int | None = None, seed: int = 0
+    ) -> UInt8[np.ndarray, "B F 3 H W"]:
+        """Video of each clip from the mean of its first ``n_repeats`` repeats (all by default)."""
+        guidance = self.decode(clips.responses(n_repeats), clips.ids)
+        return self.generator(generator).generate(guidance, seed=seed)
+
+    def save(self, directory: str | Path) -> dict[str, Any]:
+        """Write everything that ``reconstruct`` needs except the frozen networks; returns a summary."""
+        directory = Path(directory)
+        write_arrays(
+            directory / "training.safetensors", {"tokens": self.training_tokens_, "frames": self.training_frames_}
+        )
+        about: dict[str, Any] = {"vae": str(self.vae), "clip": str(self.clip)}
+        for part in ("perception", "semantics"):
+            about[part] = getattr(self, part).save(directory / part)
+        write_json(directory / "reconstructor.json", about)
+        return about
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu") -> Self:
+        """A saved reconstructor, ready to decode."""
+        directory = Path(directory)
+        about = read_json(directory / "reconstructor.json")
+        parts = {part: DECODERS[about[part]["decoder"]].load(directory / part) for part in ("perception", "semantics")}
+        reconstructor = cls(about["vae"], about["clip"], device=device, **parts)
+        training = read_arrays(directory / "training.safetensors")
+        reconstructor.training_tokens_, reconstructor.training_frames_ = training["tokens"], training["frames"]
+        return reconstructor

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+
+from neuroclips.errors import DataError
+from neuroclips.evaluation.floors import mean_frame_videos, shuffle_across_scenes
+from neuroclips.evaluation.scores import score_identification, score_videos
+
+B = 60
+SCENE = np.repeat(np.arange(20), 3)
+
+
+@pytest.fixture
+def clips():
+    return {"ids": [f"test1/{2 * b:04d}s" for b in range(B)], "scene": SCENE}
+
+
+@pytest.fixture
+def placed(clips):
+    return clips | {"segment": np.repeat([0, 1], [40, 20]), "onset": np.r_[np.arange(40) * 2.0, np.arange(20) * 2.0]}
+
+
+def shuffles(predicted, n=5):
+    return [predicted[shuffle_across_scenes(SCENE, np.random.default_rng(s))] for s in range(n)]
+
+
+def by_metric(scored, method):
+    return {s.metric: s for s in scored.scores if s.method == method}
+
+
+def test_a_planted_signal_beats_its_floors_and_the_shuffled_control_does_not(placed):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(B, 5, 8)).astype(np.float32)
+    predicted = truth + 2 * rng.normal(size=truth.shape).astype(np.float32)
+    scored = score_identification(
+        "ridge", predicted, truth, reference=np.zeros((5, 8), np.float32), **placed, n_repeats=10,
+        floors={"shuffled": shuffles(predicted), "mean": np.zeros_like(truth)}, ceiling=np.eye(B),
+    )  # fmt: skip
+    for metric, score in by_metric(scored, "ridge").items():
+        assert score.beats_floors, metric
+        assert score.beats_chance, metric
+        assert score.p_value == pytest.approx(1 / 1001)
+        assert score.floors["mean"] == pytest.approx(score.chance)  # says nothing: exactly chance
+        assert 0 < score.brain_attributable < 1
+        low, high = score.brain_attributable_interval
+        assert low < score.brain_attributable < high
+        assert (score.n, score.n_effective, score.n_repeats) == (B, 20, 10)
+    control = by_metric(scored, "ridge, shuffled")
+    assert all(s.control and not s.beats_chance for s in control.values())
+    assert control["pairwise"].ci_low <= 0.5 <= control["pairwise"].ci_high
+    assert by_metric(scored, "ridge")["top-1"].ceiling == 1
+    assert by_metric(scored, "ridge")["median rank"].ceiling == 1
+
+
+def test_noise_predictions_are_not_significant(placed):
+    rng, small = np.random.default_rng(1), 0
+    for _ in range(20):
+        predicted, truth = rng.normal(size=(2, B, 9))
+        scored = score_identification("noise", predicted, truth, reference=np.zeros(9), **placed, floors={}, draws=200)
+        small += by_metric(scored, "noise")["pairwise"].p_value < 0.05
+    assert small <= 4  # P(more) = 0.003 under the null
+
+
+def test_video_scores_stand_beside_floors_and_ceiling(clips):
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 256, size=(B, 2, 3, 9, 8), dtype=np.uint8)
+    noise = rng.integers(0, 256, size=truth.shape, dtype=np.uint8)
+    videos = (truth * 0.5 + noise * 0.5).astype(np.uint8)
+    floors = {"shuffled": shuffles(videos, 2), "mean frame": mean_frame_videos(noise, B)}
+    scored = score_videos("blurry", videos, truth, **clips, floors=floors, ceiling=truth)
+    rows = by_metric(scored, "blurry")
+    assert set(rows) == {"pixel correlation", "SSIM", "PSNR"}
+    assert rows["pixel correlation"].ceiling == pytest.approx(1)
+    assert rows["pixel correlation"].floors["mean frame"] == pytest.approx(0, abs=0.05)
+    assert rows["PSNR"].unit == "dB"
+    assert all(s.beats_floors for s in rows.values())
+    values = scored.per_clip.query("method == 'blurry' and metric == 'SSIM'")
+    assert values["clip"].tolist() == clips["ids"]
+    assert values["value"].mean() == pytest.approx(rows["SSIM"].value)
+
+
+def test_differences_are_paired(clips):
+    # Clips differ widely in difficulty; the method beats its floor by the same small step on each.
+    truth = np.zeros((B, 1, 3, 8, 8), np.float32)
+    level = np.linspace(0.1, 0.9, B)[:, None, None, None, None].astype(np.float32)
+    floor, better = truth + level, truth + level * np.float32(0.99)
+    score = by_metric(score_videos("m", better, truth, **clips, floors={"f": floor}), "m")["PSNR"]
+    step = -20 * np.log10(0.99)
+    assert score.differences["f"] == pytest.approx((step, step), abs=1e-4)
+    assert score.ci_high - score.ci_low > 1
+
+
+def test_no_brain_share_without_room_below_the_ceiling(clips):
+    videos = np.random.default_rng(3).integers(0, 256, size=(B, 1, 3, 8, 8), dtype=np.uint8)
+    noise = [np.random.default_rng(s).integers(0, 256, size=videos.shape, dtype=np.uint8) for s in (4, 5)]
+    scored = score_videos("m", noise[0], videos, **clips, floors={"shuffled": noise[0]}, ceiling=noise[1])
+    assert by_metric(scored, "m")["pixel correlation"].brain_attributable is None
+
+
+def test_one_scene_gives_values_without_intervals_or_tests(placed):
+    placed["scene"] = np.zeros(B, int)
+    features = np.random.default_rng(6).normal(size=(B, 7))
+    score = score_identification("m", features, features, reference=np.zeros(7), **placed, floors={"f": features})
+    top1 = by_metric(score, "m")["top-1"]
+    assert (top1.value, top1.ci_low, top1.p_value, top1.differences, top1.n_effective) == (1, None, None, {}, 1)
+
+
+def test_lengths_that_differ_are_refused(clips):
+    videos = np.zeros((B, 1, 3, 8, 8), np.uint8)
+    with pytest.raises(DataError, match="59 ids"):
+        score_videos("m", videos, videos, ids=clips["ids"][1:], scene=SCENE, floors={})

@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from neuroclips.errors import ArtefactError
+from neuroclips.evaluation.table import Score, format_value, read_scores, rich_table, scores_to_frame, write_scores
+
+SCORE = Score(
+    metric="top-1", method="ridge", value=0.25, ci_low=0.2, ci_high=0.3, chance=0.005, n=200, n_effective=41.5, seed=7,
+    floors={"shuffled": 0.004, "mean": 0.005}, differences={"shuffled": (0.1, 0.3), "mean": (0.2, 0.29)}, ceiling=0.8,
+    brain_attributable=0.31, brain_attributable_interval=(0.2, 0.4), space="tokens", unit="share",
+)  # fmt: skip
+
+
+def test_json_round_trip(tmp_path):
+    control = Score(metric="top-1", method="shuffled", value=0.004, n=200, n_effective=41.5, seed=7, control=True)
+    write_scores(tmp_path / "scores.json", [SCORE, control])
+    assert read_scores(tmp_path / "scores.json") == [SCORE, control]
+
+
+def test_nan_is_written_as_null(tmp_path):
+    row = Score(metric="m", method="a", value=float("nan"), n=1, n_effective=1.0, seed=0, floors={"f": float("inf")})
+    write_scores(tmp_path / "scores.json", [row])
+    assert json.loads((tmp_path / "scores.json").read_text())[0]["value"] is None
+    assert np.isnan(read_scores(tmp_path / "scores.json")[0].value)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '[{"metric": "m"}]', '["x"]'])
+def test_damaged_files_are_refused(tmp_path, text):
+    (tmp_path / "scores.json").write_text(text)
+    with pytest.raises(ArtefactError, match=r"scores\.json"):
+        read_scores(tmp_path / "scores.json")
+
+
+def test_verdicts():
+    assert SCORE.beats_floors
+    assert SCORE.beats_chance
+    rank = Score(metric="rank", method="a", value=9.0, ci_low=7.0, ci_high=12.0, chance=10.0, n=20, n_effective=5.0,
+                 seed=0, differences={"f": (-8.0, -1.0)}, higher_is_better=False)  # fmt: skip
+    assert rank.beats_floors
+    assert not rank.beats_chance
+    bare = Score(metric="m", method="a", value=1.0, n=1, n_effective=1.0, seed=0)
+    assert bare.beats_floors is None
+    assert bare.beats_chance is None
+
+
+def test_frame_and_terminal_table_show_what_the_score_stands_beside():
+    frame = scores_to_frame([SCORE])
+    assert frame.loc[0, "floor: shuffled"] == 0.004
+    assert frame.loc[0, "minus mean, low"] == 0.2
+    console = Console(width=220, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(rich_table([SCORE]))
+    for text in ("25.0 %", "20.0 – 30.0 %", "0.50 %", "80.0 %", "31.0 %", "200", "41.5"):
+        assert text in capture.get()
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(0.5, "share", "50.0 %"), (0.0, "share", "0.0 %"), (float("nan"), "", "–"), (12.345, "", "12.3"), (0.0123, "", "0.0123"),
+     (4.0, "rank", "4.00"), (100.5, "rank", "100")],
+)  # fmt: skip
+def test_numbers_read_well(value, unit, text):
+    assert format_value(value, unit) == text
