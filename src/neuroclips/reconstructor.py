@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class Reconstructor:
         validation: ValidationClips | None = None,
         targets: Targets | None = None,
         validation_targets: Targets | None = None,
-    ) -> Self:
+    ) -> Reconstructor:
         """Fit both decoders. Targets are computed when not given. Raises SplitLeakError for test clips."""
         refuse_test_clips(train, validation)
         targets = self.targets(train) if targets is None else targets
@@ -117,7 +117,7 @@ class Reconstructor:
         return about
 
     @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu") -> Self:
+    def load(cls, directory: str | Path, device: str = "cpu") -> Reconstructor:
         """A saved reconstructor, ready to decode."""
         directory = Path(directory)
         about = read_json(directory / "reconstructor.json")

@@ -59,8 +59,8 @@ def test_frame_and_terminal_table_show_what_the_score_stands_beside():
 
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
-    [(0.5, "share", "50.0 %"), (0.0, "share", "0.0 %"), (float("nan"), "", "–"), (12.345, "", "12.3"), (0.0123, "", "0.0123"),
-     (4.0, "rank", "4.00"), (100.5, "rank", "100")],
+    [(0.5, "share", "50.0 %"), (0.0, "share", "0.0 %"), (float("nan"), "", "–"), (12.345, "", "12.3"), 
+     (0.0123, "", "0.0123"), (4.0, "rank", "4.00"), (100.5, "rank", "100")],
 )  # fmt: skip
 def test_numbers_read_well(value, unit, text):
     assert format_value(value, unit) == text

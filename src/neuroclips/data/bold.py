@@ -17,6 +17,7 @@ from neuroclips.errors import DataError
 from neuroclips.shapes import Float, Float32
 
 _CORTEX = [("CIFTI_STRUCTURE_CORTEX_LEFT", 0, N_LEFT), ("CIFTI_STRUCTURE_CORTEX_RIGHT", N_LEFT, N_RIGHT)]
+_CIFTI_EXTENSION = 32  # NIfTI extension code
 # What single precision leaves of a value after removing something as large as it: below this share it is rounding.
 _ROUNDING = 16 * float(np.finfo(np.float32).eps)
 
@@ -35,7 +36,7 @@ class Run:
 
 
 def count_volumes(path: Path) -> int:
-    """Volumes in a dense time series, from its NIfTI-2 header alone (microseconds, where the full header takes 0.3 s).
+    """Volumes in a dense time series, from its NIfTI-2 header alone (the full header takes a hundred times longer).
 
     Raises DataError if the file is not NIfTI-2, or does not have 91,282 grayordinates.
     """
@@ -73,9 +74,13 @@ def read_run(path: Path, n_trs: int) -> Run:
     path = Path(path)
     check_volumes(path, count_volumes(path), n_trs)
     try:
-        image = nib.load(path)
-        series, grayordinates = image.header.matrix.get_index_map(0), image.header.matrix.get_index_map(1)
+        # As NIfTI-2 with its CIFTI extension: nib.load copies the header's 91,282 places twice, 0.25 s against 0.06 s.
+        image = nib.Nifti2Image.from_filename(path)
+        matrix = next(e for e in image.header.extensions if e.get_code() == _CIFTI_EXTENSION).get_content().matrix
+        series, grayordinates = matrix.get_index_map(0), matrix.get_index_map(1)
         models = [(m.brain_structure, m.index_offset, m.index_count) for m in grayordinates.brain_models]
+    except StopIteration as error:
+        raise DataError(f"{path}: NIfTI-2 without a CIFTI header; expected a dense time series") from error
     except Exception as error:  # XML, struct, OS and nibabel errors: all mean a damaged or foreign file
         raise DataError(f"{path}: cannot be read as a CIFTI dense time series ({error})") from error
     if models[:2] != _CORTEX:
@@ -85,9 +90,10 @@ def read_run(path: Path, n_trs: int) -> Run:
             f"then {_CORTEX[1][0]} from {N_LEFT} of {N_RIGHT} (fs_LR 32k without the medial wall)"
         )
     try:
-        values = np.array(image.dataobj[:, :N_CORTEX], dtype=np.float32)  # a copy, so that the file can be closed
+        # A copy, so that the file can be closed.
+        values = np.array(image.dataobj[0, 0, 0, 0, :, :N_CORTEX], dtype=np.float32)
     except Exception as error:
-        raise DataError(f"{path}: truncated or damaged; its header is sound but its values are not ({error})") from error
+        raise DataError(f"{path}: truncated or damaged; a sound header, but not its values ({error})") from error
     finite = np.isfinite(values)
     if not finite.all():
         broken = np.flatnonzero(~finite.all(axis=0))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from neuroclips.errors import DataError
 
-# The HCP "91k" standard grayordinates (Glasser et al. 2013): fs_LR 32k vertices without the medial wall, then subcortex.
+# The HCP "91k" standard grayordinates (Glasser et al. 2013): fs_LR 32k vertices less the medial wall, then subcortex.
 N_GRAYORDINATES = 91_282
 N_LEFT, N_RIGHT = 29_696, 29_716
 N_CORTEX = N_LEFT + N_RIGHT  # 59,412

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from neuroclips.data.cc2017 import N_CORTEX, TRAILING_SPARES
 from neuroclips.data.clips import Clips, TestClips, TrainingClips, ValidationClips
 from neuroclips.data.frames import read_clips, scene_cuts
 from neuroclips.data.lag import MEANINGFUL, lag_curve, thumbnails
-from neuroclips.data.selection import FALLBACK, Selection, repeat_correlation, select_voxels
+from neuroclips.data.selection import FALLBACK, MINIMUM, Selection, repeat_correlation, select_voxels
 from neuroclips.data.splits import SPLITS, Segment, find_splits
-from neuroclips.errors import ArtefactError, DataError
+from neuroclips.errors import ArtefactError
 from neuroclips.recipe import DataRecipe
 from neuroclips.shapes import Bool, Float, Float32
 
-_LAG_SEGMENTS = 4  # training segments that the lag curve is fitted on: 32 minutes of CC2017 tell the delay
+_LAG_SEGMENTS = 4  # training segments that the lag curve is fitted on: 32 minutes of CC2017 are plenty to see a peak
 _T_R_TOLERANCE = 0.001  # seconds by which a header may differ from the recipe unmentioned
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None
     """Write ``train``, ``validation``, ``test`` and ``voxels`` (.safetensors) and ``segments.json`` into ``out``.
 
     ``progress(done, total, what)`` is called before each scan and film. Returns the summary for the stage's card:
-    what was found, left out, selected, and every doubt under ``warnings`` (logged, too).
+    what was found, left out and selected, and every doubt under ``warnings`` (which are logged, too).
 
     Raises
     ------
@@ -65,32 +65,27 @@ def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None
         Something on disk is not what the recipe or the layout says; the message names the file, what came and what
         was expected. Missing repeats and runs of a wrong length are not errors: they are left out and reported.
     """
-    if recipe.delay_trs > TRAILING_SPARES:
-        raise DataError(f"data.delay_trs is {recipe.delay_trs}; expected at most {TRAILING_SPARES}, the spare volumes")
+    out = Path(out)
     splits = find_splits(Path(root), recipe)
-    stage = _Stage(recipe, out, progress or (lambda done, total, what: None))
-    stage.total = 2 * sum(len(s.runs) for s in splits["train"]) + sum(
-        len(s.runs) for split in SPLITS[1:] for s in splits[split]
-    ) + sum(len(splits[split]) for split in SPLITS)  # fmt: skip
-
-    selection = stage.select(splits["train"])
-    scenes = 0
-    described = {}
+    scans = {split: sum(len(s.runs) for s in splits[split]) for split in SPLITS}
+    films = sum(len(splits[split]) for split in SPLITS)
+    reader = _Reader(recipe.t_r, scans["train"] + sum(scans.values()) + films + 1, progress)
     for split in SPLITS:
-        described[split], scenes = stage.write_split(split, splits[split], selection.mask, first_scene=scenes)
-    write_arrays(
-        out / "voxels.safetensors",
-        {"mask": selection.mask, "p": selection.p, "t": selection.t, "reliability": selection.reliability},
-    )
-    lags = stage.lags(splits, selection.mask)
-    write_json(
-        out / "segments.json",
-        {
-            "t_r": recipe.t_r,
-            "delay_trs": recipe.delay_trs,
-            "segments": {split: [s.name for s in splits[split]] for split in SPLITS},
-        },
-    )
+        for segment in splits[split]:
+            for reason in segment.excluded.values():
+                reader.warn(f"left out: {reason}")
+
+    selection = _select(reader, splits["train"], recipe)
+    described, first_scene = {}, 0
+    for split in SPLITS:
+        described[split] = _write_split(reader, splits[split], recipe, selection.mask, first_scene, out)
+        first_scene += sum(s["scenes"] for s in described[split]["segments"])
+    lags = _measure_lag(reader, splits, recipe, selection.mask, out)
+    voxels = asdict(selection)
+    fallback = voxels.pop("fallback")
+    write_arrays(out / "voxels.safetensors", voxels)
+    names = {split: [segment.name for segment in splits[split]] for split in SPLITS}
+    write_json(out / "segments.json", {"t_r": recipe.t_r, "delay_trs": recipe.delay_trs, "segments": names})
     return {
         "subject": recipe.subject,
         "t_r": recipe.t_r,
@@ -100,65 +95,214 @@ def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None
             **recipe.selection.model_dump(),
             "selected": int(selection.mask.sum()),
             "of": N_CORTEX,
-            "fallback": selection.fallback,
+            "fallback": fallback,
             "median_reliability": float(np.median(selection.reliability[selection.mask])),
         },
         "lag_curve": lags,
-        "constant_voxels": stage.constant,
-        "scenes": scenes,
-        "warnings": stage.warnings,
+        "constant_voxels": reader.constant,
+        "warnings": reader.warnings,
     }
 
 
-class _Stage:
-    """What accumulates while one subject is prepared: warnings, odd voxels, progress."""
+class _Reader:
+    """Reads and cleans scans, tells progress, and remembers what was odd about them."""
 
-    def __init__(self, recipe: DataRecipe, out: Path, progress: Progress):
-        self.recipe, self.out, self.progress = recipe, out, progress
+    def __init__(self, t_r: float, total: int, progress: Progress | None):
+        self.t_r, self.total, self.progress = t_r, total, progress
+        self.done = 0
         self.warnings: list[str] = []
-        self.constant: dict[str, int] = {}  # scan -> voxels that never change in it
-        self.wrong_t_r: set[Path] = set()
-        self.done = self.total = 0
+        self.constant: dict[str, int] = {}  # file name -> voxels that never change in it
+        self.other_t_r = False
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
         log.warning(text)
 
     def step(self, what: str) -> None:
-        self.progress(self.done, self.total, what)
+        if self.progress:
+            self.progress(self.done, self.total, what)
         self.done += 1
 
-    def read(self, path: Path, n_trs: int) -> np.ndarray:
-        """All volumes of a run, (T, 59412); a header that states another TR is noted, not believed."""
-        run = read_run(path, n_trs)
-        if run.t_r is None or abs(run.t_r - self.recipe.t_r) > _T_R_TOLERANCE:
-            self.wrong_t_r.add(path)
-            if len(self.wrong_t_r) == 1:  # the others are most likely alike
-                stated = "no usable TR" if run.t_r is None else f"a TR of {run.t_r:g} s"
-                self.warn(f"{path.name}: header states {stated}; the recipe's {self.recipe.t_r:g} s is used")
+    def volumes(self, segment: Segment, repeat: int) -> np.ndarray:
+        """All volumes of one scan, (T, 59412)."""
+        path = segment.runs[repeat]
+        run = read_run(path, segment.n_trs)
+        if (run.t_r is None or abs(run.t_r - self.t_r) > _T_R_TOLERANCE) and not self.other_t_r:
+            self.other_t_r = True  # said once: the other headers went through the same tools
+            stated = "no usable TR" if run.t_r is None else f"a TR of {run.t_r:g} s"
+            self.warn(f"{path}: its header states {stated}; the recipe's {self.t_r:g} s is used for all scans")
+        constant = int((run.values.max(axis=0) == run.values.min(axis=0)).sum())
+        if constant:
+            self.constant[path.name] = constant
         return run.values
 
-    def select(self, segments: tuple[Segment, ...]) -> Selection:
-        """Pass 1, training segments only: repeat correlations, then the voxels."""
-        rows = []
-        for segment in segments:
-            rows.append(repeat_correlation(self._cleaned(segment)))
-        selection = select_voxels(np.stack(rows), self.recipe.selection)
-        if selection.fallback:
-            self.warn(
-                f"no reliable brain signal: fewer than 100 voxels pass Bonferroni at p < {self.recipe.selection.p:g} "
-                f"over {len(segments)} training segments; the {FALLBACK} voxels of smallest p are used instead"
+
+def _select(reader: _Reader, segments: tuple[Segment, ...], recipe: DataRecipe) -> Selection:
+    """Pass 1, over training segments only: which voxels answer the film alike in every repeat."""
+
+    def repeats(segment: Segment):
+        for repeat in segment.runs:
+            reader.step(f"reliability: {segment.name}, repeat {repeat}")
+            yield clean(reader.volumes(segment, repeat), segment.n_trs, recipe.delay_trs)
+
+    r = np.stack([repeat_correlation(repeats(segment)) for segment in segments])
+    selection = select_voxels(r, recipe.selection)
+    if selection.fallback:
+        reader.warn(
+            f"fewer than {MINIMUM} of {N_CORTEX} voxels pass the selection (p < {recipe.selection.p:g}, Bonferroni, "
+            f"over {len(segments)} training segments); the {FALLBACK} of smallest p are used, significant or not. "
+            "Expect scores near chance, unless there are just too few segments for the test"
+        )
+    return selection
+
+
+def _write_split(
+    reader: _Reader,
+    segments: tuple[Segment, ...],
+    recipe: DataRecipe,
+    mask: np.ndarray,
+    first_scene: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Pass 2, one split: cleaned responses at the selected voxels, clips, scenes. Returns its description."""
+    split = segments[0].split
+    b = sum(segment.n_trs for segment in segments)
+    r = max(max(segment.runs) for segment in segments)
+    specs = {
+        "bold": ((b, r, int(mask.sum())), "F32"),
+        "present": ((b, r), "BOOL"),
+        "frames": ((b, recipe.frames_per_clip, 3, recipe.frame_size, recipe.frame_size), "U8"),
+        "segment": ((b,), "I32"),
+        "onset": ((b,), "F32"),
+        "scene": ((b,), "I32"),
+    }
+    described, start = [], 0
+    with ArrayWriter(out / f"{split}.safetensors", specs) as arrays:
+        for number, segment in enumerate(segments):
+            rows = slice(start, start + segment.n_trs)
+            start += segment.n_trs
+            for repeat in segment.runs:
+                reader.step(f"{split}: {segment.name}, repeat {repeat}")
+                selected = reader.volumes(segment, repeat)[:, mask]
+                arrays["bold"][rows, repeat - 1] = clean(selected, segment.n_trs, recipe.delay_trs)
+                arrays["present"][rows, repeat - 1] = True
+            reader.step(f"{split}: {segment.name}, film")
+            read_clips(
+                segment.film, segment.n_trs, recipe.t_r, recipe.frames_per_clip, recipe.frame_size,
+                out=arrays["frames"][rows],
+            )  # fmt: skip
+            onset = recipe.t_r * np.arange(segment.n_trs)
+            scene = scene_of(onset, recipe.t_r, scene_cuts(segment.film))
+            arrays["segment"][rows] = number
+            arrays["onset"][rows] = onset
+            arrays["scene"][rows] = first_scene + scene
+            first_scene += scene[-1] + 1
+            described.append(
+                {
+                    "name": segment.name,
+                    "clips": segment.n_trs,
+                    "repeats": list(segment.runs),
+                    "missing": [k for k in range(1, r + 1) if k not in segment.runs],
+                    "excluded": segment.excluded,
+                    "scenes": int(scene[-1]) + 1,
+                    "film": {
+                        "fps": float(segment.info.fps),
+                        "frames": segment.info.n_frames,
+                        "height": segment.info.height,
+                        "width": segment.info.width,
+                    },
+                }
             )
-        return selection
+    return {"clips": b, "repeats": r, "voxels": int(mask.sum()), "segments": described}
 
-    def _cleaned(self, segment: Segment):
-        for repeat, path in segment.runs.items():
-            self.step(f"reliability: {segment.name} repeat {repeat}")
-            run = clean(self.read(path, segment.n_trs), segment.n_trs, self.recipe.delay_trs)
-            yield run
 
-    def write_split(
-        self, split: str, segments: tuple[Segment, ...], mask: np.ndarray, first_scene: int
-    ) -> tuple[dict[str, Any], int]:
-        """Pass 2: one split's arrays. Returns its description and the next free scene number."""
-        raise NotImplementedError
+def scene_of(onset: Float[np.ndarray, " T"], t_r: float, cuts: list[float]) -> np.ndarray:
+    """Scene number of each clip of a film, (T,), counted from 0 without gaps: the scene at the middle of the clip."""
+    scene = np.searchsorted(np.array(cuts), onset + t_r / 2, side="right")
+    return np.unique(scene, return_inverse=True)[1]  # scenes that no clip's middle falls into get no number
+
+
+def _measure_lag(
+    reader: _Reader, splits: dict[str, tuple[Segment, ...]], recipe: DataRecipe, mask: np.ndarray, out: Path
+) -> dict[str, Any]:
+    """Decodability at lags of 0 to 4 TRs, fitted on a few training segments and tried on the validation segments."""
+    reader.step("lag curve")
+
+    def parts(split: str, segments: tuple[Segment, ...]) -> tuple[np.ndarray, np.ndarray]:
+        lagged = []
+        for segment in segments:
+            runs = [reader.volumes(segment, repeat)[:, mask] for repeat in segment.runs]
+            lagged.append(
+                [
+                    np.mean([clean(run, segment.n_trs, lag) for run in runs], axis=0)
+                    for lag in range(TRAILING_SPARES + 1)
+                ]
+            )
+        n = sum(segment.n_trs for segment in segments)  # the segments are the first ones of their split
+        pictures = thumbnails(read_arrays(out / f"{split}.safetensors")["frames"][:n])
+        return np.concatenate(lagged, axis=1), pictures
+
+    curve = lag_curve(*parts("train", splits["train"][:_LAG_SEGMENTS]), *parts("validation", splits["validation"]))
+    best = int(curve.argmax())
+    if best != recipe.delay_trs and curve[best] > MEANINGFUL:
+        reader.warn(
+            f"responses decode the film best at a lag of {best} TRs (correlation {curve[best]:.3f}), not at "
+            f"data.delay_trs = {recipe.delay_trs} ({curve[recipe.delay_trs]:.3f})"
+        )
+    return {"lag_trs": list(range(len(curve))), "correlation": [float(c) for c in curve], "best": best}
+
+
+def load_clips(directory: Path) -> Prepared:
+    """Open what ``prepare`` wrote, memory-mapped: nothing is read until it is indexed.
+
+    Raises
+    ------
+    ArtefactError
+        A file is missing or damaged, or two arrays do not fit each other.
+    """
+    directory = Path(directory)
+    voxels = read_arrays(directory / "voxels.safetensors")
+    _expect_names(directory / "voxels.safetensors", voxels, {"mask", "p", "t", "reliability"})
+    for name, array in voxels.items():
+        if array.shape != (N_CORTEX,):
+            raise ArtefactError(
+                f"{directory / 'voxels.safetensors'}: {name} has shape {array.shape}; expected ({N_CORTEX},)"
+            )
+    try:
+        about = json.loads((directory / "segments.json").read_text())
+        t_r, delay_trs = float(about["t_r"]), int(about["delay_trs"])
+        names = {split: tuple(about["segments"][split]) for split in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{directory / 'segments.json'}: cannot be read as segment names ({error!r})") from error
+    reliability = np.asarray(voxels["reliability"][voxels["mask"]])
+    kinds: dict[str, type[Clips]] = {"train": TrainingClips, "validation": ValidationClips, "test": TestClips}
+    splits = {
+        split: _load_split(directory / f"{split}.safetensors", kind, names[split], reliability, t_r)
+        for split, kind in kinds.items()
+    }
+    return Prepared(**splits, **voxels, t_r=t_r, delay_trs=delay_trs)  # type: ignore[arg-type]
+
+
+def _load_split(path: Path, kind: type[Clips], segments: tuple[str, ...], reliability: np.ndarray, t_r: float) -> Clips:
+    arrays = read_arrays(path)
+    _expect_names(path, arrays, {"bold", "present", "frames", "segment", "onset", "scene"})
+    shapes = {name: array.shape for name, array in arrays.items()}
+    b, r = shapes["bold"][:2]
+    expected = {"bold": (b, r, len(reliability)), "present": (b, r), "segment": (b,), "onset": (b,), "scene": (b,)}
+    for name, shape in {**expected, "frames": (b, *shapes["frames"][1:])}.items():
+        if shapes[name] != shape:
+            raise ArtefactError(
+                f"{path}: {name} has shape {shapes[name]}; expected {shape}, for {b} clips, {r} repeats and "
+                f"{len(reliability)} selected voxels"
+            )
+    if b and not 0 <= arrays["segment"].min() <= arrays["segment"].max() < len(segments):
+        raise ArtefactError(
+            f"{path}: segment numbers {arrays['segment'].min()} to {arrays['segment'].max()}; expected 0 to "
+            f"{len(segments) - 1}, for {', '.join(segments)}"
+        )
+    return kind(**arrays, segments=segments, reliability=reliability, t_r=t_r)
+
+
+def _expect_names(path: Path, arrays: dict[str, np.ndarray], names: set[str]) -> None:
+    if set(arrays) != names:
+        raise ArtefactError(f"{path}: holds {', '.join(sorted(arrays))}; expected {', '.join(sorted(names))}")

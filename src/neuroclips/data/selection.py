@@ -88,7 +88,7 @@ def select_voxels(r: Float[np.ndarray, "S V"], recipe: SelectionRecipe) -> Selec
     t, p = t_test(fisher_z(r), recipe.sides)
     varies = np.any(r != 0, axis=0)
     if not varies.any():
-        raise DataError(f"none of {len(varies)} voxels varies in both repeats of any training segment; nothing to select")
+        raise DataError(f"none of {len(varies)} voxels varies over time in both repeats; nothing to select")
     fallback = False
     if recipe.method == "top":
         if recipe.top > varies.sum():
@@ -104,7 +104,7 @@ def select_voxels(r: Float[np.ndarray, "S V"], recipe: SelectionRecipe) -> Selec
 
 
 def _smallest_p(t: np.ndarray, varies: np.ndarray, sides: int, count: int) -> np.ndarray:
-    """Mask of the ``count`` varying voxels (or all, if fewer) of smallest p: by t, which does not underflow as p does."""
+    """Mask of the ``count`` varying voxels (or all, if fewer) of smallest p: by t, which does not underflow."""
     strength = np.where(varies, t if sides == 1 else np.abs(t), -np.inf)
     best = np.argsort(-strength, kind="stable")[: min(count, int(varies.sum()))]
     mask = np.zeros(len(t), bool)

@@ -6,7 +6,7 @@ Every decoder has the interface ``Decoder``: linear ones (``ridge``) today, the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Decoder(Protocol):
         targets: Float[np.ndarray, "B ..."],
         validation: ValidationClips | None = None,
         validation_targets: Float[np.ndarray, "Bv ..."] | None = None,
-    ) -> Self: ...
+    ) -> Decoder: ...
 
     def predict(self, responses: Float32[np.ndarray, "B V"]) -> Float32[np.ndarray, "B ..."]: ...
 
@@ -35,4 +35,4 @@ class Decoder(Protocol):
         ...
 
     @classmethod
-    def load(cls, directory: Path) -> Self: ...
+    def load(cls, directory: Path) -> Decoder: ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from himalaya.backend import get_backend, set_backend
@@ -78,7 +78,7 @@ class RidgeDecoder:
         targets: Float[np.ndarray, "B ..."],
         validation: ValidationClips | None = None,
         validation_targets: Float[np.ndarray, "Bv ..."] | None = None,
-    ) -> Self:
+    ) -> RidgeDecoder:
         """Fit on training clips; validation clips are not needed, alphas are cross-validated inside training."""
         refuse_test_clips(train, validation)
         if len(targets) != len(train):
@@ -114,7 +114,7 @@ class RidgeDecoder:
         return about
 
     @classmethod
-    def load(cls, directory: Path) -> Self:
+    def load(cls, directory: Path) -> RidgeDecoder:
         about = read_json(directory / "decoder.json")
         decoder = cls(about["alphas"], about["targets_batch"])
         decoder.shape_ = tuple(about["shape"])

@@ -36,7 +36,7 @@ class Identification:
 def correlation_scores(
     predicted: Float[np.ndarray, "B ..."],
     candidates: Float[np.ndarray, "N ..."],
-    reference: Float[np.ndarray, "..."],
+    reference: Float[np.ndarray, ...],
 ) -> Float32[np.ndarray, "B N"]:
     """Pearson correlation of flattened features, after subtracting ``reference`` from both sides.
 

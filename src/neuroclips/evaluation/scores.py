@@ -99,7 +99,7 @@ def score_identification(
     predicted: Float[np.ndarray, "B ..."],
     candidates: Float[np.ndarray, "B ..."],
     *,
-    reference: Float[np.ndarray, "..."],
+    reference: Float[np.ndarray, ...],
     ids: Sequence[str],
     segment: Int[np.ndarray, " B"],
     onset: Float[np.ndarray, " B"],
@@ -200,7 +200,7 @@ def _scored(
                 ceiling=None if ceiling is None else ceiling.value,
                 brain_attributable=share, brain_attributable_interval=share_interval,
                 p_value=metric.p_value, **shared,
-            )  # fmt: skip
+            )
         )
         rows = {method: metric.values}
         if shuffled in floors:

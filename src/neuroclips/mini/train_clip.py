@@ -121,7 +121,7 @@ def main(out: Path, *, steps: int, minutes: float, scenes: int, workers: int, se
     model = ClipWithTokenHead(CLIPModel(config(words)))
     stream = batches(scenes, words, seed=seed, workers=workers, device=device)
     model, curve = train(
-        model, loss, stream, steps=steps, minutes=minutes, learning_rate=1e-3,
+        model, loss, stream, steps=steps, minutes=minutes, learning_rate=7e-4,
         checkpoint=out.parent / "clip.checkpoint.pt", device=device,
     )  # fmt: skip
     clip = Clip(model.clip, words, device=device)

@@ -18,7 +18,7 @@ SIZE = 64
 CONFIG = dict(
     in_channels=3, out_channels=3, latent_channels=8, sample_size=SIZE,
     down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    block_out_channels=(32, 64, 128, 128), layers_per_block=1, norm_num_groups=8, mid_block_add_attention=True,
+    block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, mid_block_add_attention=True,
 )  # fmt: skip
 KL_WEIGHT = 1e-6  # as in latent diffusion: the latents stay smooth, not Gaussian
 NATURAL_SHARE = 0.25
@@ -73,7 +73,7 @@ def main(
     model = AutoencoderKL(**CONFIG)
     stream = batches(scenes, natural, seed=seed, workers=workers, device=device)
     model, curve = train(
-        model, loss, stream, steps=steps, minutes=minutes, learning_rate=1e-3,
+        model, loss, stream, steps=steps, minutes=minutes, learning_rate=8e-4,
         checkpoint=out.parent / "vae.checkpoint.pt", device=device,
     )  # fmt: skip
     known, _ = held_out_scenes(300, size=SIZE, seed=seed)

@@ -1,0 +1,296 @@
+"""One self-contained HTML page of a run: its scores beside floors and ceilings, and every clip to look at.
+
+The page needs no network and no other file. Its texts (clip names, recipe values, credits) are not trusted: they are
+escaped, and a content security policy lets only the page's own script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import yaml
+from markupsafe import Markup
+
+from neuroclips.artefacts import written_aside
+from neuroclips.errors import DataError
+from neuroclips.evaluation.table import Score, format_interval, format_value, score_interval
+from neuroclips.report import charts
+from neuroclips.report.charts import Curve, VoxelSummary
+from neuroclips.report.film import encode_mp4
+from neuroclips.shapes import UInt8
+
+_PERCENTILES = {"best": 1.0, "75th percentile": 0.75, "median": 0.5, "25th percentile": 0.25, "worst": 0.0}
+
+
+@dataclass(frozen=True)
+class ReportClip:
+    """A test clip and its videos by name: "shown" first, then each method's. Videos are (F, 3, H, W) uint8."""
+
+    id: str
+    scene: int
+    videos: Mapping[str, UInt8[np.ndarray, "F 3 H W"]]
+
+
+@dataclass(frozen=True)
+class ScoreName:
+    """Names one score: where it was measured, of which method, by which metric."""
+
+    space: str
+    method: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage of the run cost."""
+
+    name: str
+    seconds: float
+    memory_mb: float | None = None
+
+
+@dataclass(frozen=True)
+class RunCard:
+    """Where the numbers come from. ``recipe`` is JSON-like; ``facts`` are lines such as seed, commit, data hash."""
+
+    recipe: Mapping[str, Any]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    stages: Sequence[Stage] = ()
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Whose work the page shows, under which licence. Only http and https addresses become links."""
+
+    text: str
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything on the page. Parts that a run does not have are None or empty and leave no trace.
+
+    what, source : complete "We decoded WHAT from SOURCE."
+    scores : rows of the score table.
+    headline : the score that the first paragraph is about; the first row that is no control by default.
+    per_clip : columns clip, scene, method, space, metric, value (``evaluation.scores.Scored.per_clip``).
+    gallery : the per-clip score that ranks the clips for the gallery; ``clips`` are shown at fixed percentiles of it.
+    clip_seconds : how long a clip lasts.
+    notice : a sentence that readers must not miss, such as that the subject is simulated.
+    """
+
+    title: str
+    what: str
+    source: str
+    scores: Sequence[Score]
+    headline: ScoreName | None = None
+    per_clip: pd.DataFrame | None = None
+    clips: Sequence[ReportClip] = ()
+    gallery: ScoreName | None = None
+    clip_seconds: float = 2.0
+    notice: str = ""
+    lag_curve: Curve | None = None
+    repeats_curve: Curve | None = None
+    training_curves: Sequence[Curve] = ()
+    voxels: VoxelSummary | None = None
+    card: RunCard | None = None
+    credits: Sequence[Credit] = ()
+
+
+def write_report(path: Path | str, data: ReportData) -> None:
+    """Write the page, atomically. 200 clips with three videos of 6 frames of 64 x 64 are about 5 MB."""
+    text = render_report(data)
+    with written_aside(Path(path)) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def render_report(data: ReportData) -> str:
+    """The page as HTML text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("neuroclips.report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    templates = files("neuroclips.report").joinpath("templates")
+    script = templates.joinpath("report.js").read_text(encoding="utf-8")
+    headline = _headline_score(data)
+    curves = [c for c in (data.repeats_curve, data.lag_curve) if c is not None]
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        headline=headline,
+        sentences=_sentences(data, headline),
+        tiles=_tiles(headline),
+        panels=charts.dot_panels(data.scores),
+        rows=[_table_row(score) for score in data.scores],
+        gallery=_gallery(data),
+        curves=[charts.line_chart(curve) for curve in curves],
+        training_curves=[charts.line_chart(curve) for curve in data.training_curves],
+        histogram=None if data.voxels is None else charts.histogram(data.voxels),
+        recipe=None if data.card is None else _as_yaml(data.card.recipe),
+        credits=[(credit.text, _web_address(credit.url)) for credit in data.credits],
+        videos=_videos(data),
+        geometry={name: getattr(charts, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")},
+        style=Markup(templates.joinpath("report.css").read_text(encoding="utf-8")),  # noqa: S704, our own files
+        script=Markup(script),  # noqa: S704
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def percentile_clips(per_clip: pd.DataFrame, name: ScoreName, higher_is_better: bool = True) -> list[dict[str, Any]]:
+    """The clips at fixed percentiles of a score, best to worst: chosen by rule, not by eye.
+
+    Clips are sorted by the score, equal scores by clip name; percentile q of n clips is number round(q (n - 1)).
+    """
+    chosen = per_clip[
+        (per_clip["space"] == name.space) & (per_clip["method"] == name.method) & (per_clip["metric"] == name.metric)
+    ]
+    if chosen.empty:
+        raise DataError(f"no per-clip values of {name.metric!r} by {name.method!r} in {name.space!r}; cannot rank clips")
+    ordered = chosen.sort_values(["value", "clip"], ascending=[higher_is_better, True])
+    numbers = {label: round(q * (len(ordered) - 1)) for label, q in _PERCENTILES.items()}
+    return [
+        {"label": label, "id": ordered["clip"].iloc[i], "value": float(ordered["value"].iloc[i])}
+        for label, i in numbers.items()
+    ]
+
+
+def _headline_score(data: ReportData) -> Score | None:
+    for score in data.scores:
+        wanted = not score.control if data.headline is None else _name_of(score) == data.headline
+        if wanted:
+            return score
+    if data.headline is not None:
+        raise DataError(f"the headline score {data.headline} is not among the scores")
+    return None
+
+
+def _name_of(score: Score) -> ScoreName:
+    return ScoreName(score.space, score.method, score.metric)
+
+
+def _sentences(data: ReportData, score: Score | None) -> list[str]:
+    """The first paragraph in plain words: what was decoded from what, and how good against floor and ceiling."""
+    said = [f"We decoded {data.what} from {data.source}."]
+    if score is None:
+        return said
+
+    def text(value: float | None) -> str:
+        return format_value(value, score.unit)
+
+    result = {
+        "top-1": f"found the right clip at its first choice for {text(score.value)} of {score.n} clips",
+        "top-5": f"had the right clip among its first five for {text(score.value)} of {score.n} clips",
+        "pairwise": f"put the right clip before {text(score.value)} of the wrong ones",
+        "median rank": f"put the right clip at median rank {text(score.value)}",
+    }.get(score.metric, f"reached a {score.metric} of {text(score.value)} over {score.n} clips")
+    interval = score_interval(score)
+    between = "" if interval is None else f" (95 % interval {format_interval(interval, score.unit)})"
+    said.append(f"Compared by {score.space}, “{score.method}” {result}{between}.")
+    beside = [] if score.chance is None else [f"chance is {text(score.chance)}"]
+    beside += [f"the floor “{name}” reaches {text(value)}" for name, value in score.floors.items()]
+    if score.ceiling is not None:
+        beside.append(f"the ceiling is {text(score.ceiling)}")
+    if beside:
+        said.append(f"{beside[0][0].upper()}{'; '.join(beside)[1:]}.")
+    if score.beats_floors:
+        said.append("It is better than every floor by more than the paired 95 % interval.")
+    elif score.beats_floors is False:
+        good = (lambda ends: ends[0] > 0) if score.higher_is_better else (lambda ends: ends[1] < 0)
+        not_beaten = [f"“{name}”" for name, ends in score.differences.items() if not good(ends)]
+        said.append(f"It is not clearly better than {', '.join(not_beaten)}: read it as no evidence of decoding.")
+    return said
+
+
+def _tiles(score: Score | None) -> list[dict[str, str]]:
+    if score is None:
+        return []
+    tiles = [{"name": f"{score.metric}, {score.method}", "value": format_value(score.value, score.unit),
+              "below": format_interval(score_interval(score), score.unit)}]  # fmt: skip
+    if score.chance is not None:
+        tiles.append({"name": "chance", "value": format_value(score.chance, score.unit), "below": "analytic"})
+    if score.floors:
+        pick = max if score.higher_is_better else min
+        name, value = pick(score.floors.items(), key=lambda item: item[1])
+        tiles.append({"name": "hardest floor", "value": format_value(value, score.unit), "below": name})
+    if score.ceiling is not None:
+        tiles.append({"name": "ceiling", "value": format_value(score.ceiling, score.unit), "below": "best reachable"})
+    if score.brain_attributable is not None:
+        below = format_interval(score.brain_attributable_interval, "share")
+        tiles.append({"name": "from the brain", "value": format_value(score.brain_attributable, "share"), "below": below})
+    return tiles
+
+
+def _table_row(score: Score) -> dict[str, Any]:
+    def difference(name: str) -> str:
+        ends = score.differences.get(name)
+        return "" if ends is None else f"difference {format_interval(ends, score.unit)}"
+
+    p = score.p_value
+    return {
+        "score": score, "value": format_value(score.value, score.unit),
+        "interval": format_interval(score_interval(score), score.unit),
+        "chance": format_value(score.chance, score.unit), "ceiling": format_value(score.ceiling, score.unit),
+        "floors": [(name, format_value(v, score.unit), difference(name)) for name, v in score.floors.items()],
+        "brain": format_value(score.brain_attributable, "share"),
+        "brain_interval": format_interval(score.brain_attributable_interval, "share"),
+        "p": "–" if p is None else f"{p:.2g}", "n_effective": f"{score.n_effective:.1f}",
+    }  # fmt: skip
+
+
+def _gallery(data: ReportData) -> dict[str, Any] | None:
+    if data.gallery is None or data.per_clip is None or not data.clips:
+        return None
+    row = next((s for s in data.scores if _name_of(s) == data.gallery), None)
+    unit, higher = (row.unit, row.higher_is_better) if row else ("", True)
+    shown = {clip.id for clip in data.clips}
+    clips = percentile_clips(data.per_clip[data.per_clip["clip"].isin(shown)], data.gallery, higher)
+    return {"name": data.gallery, "clips": [clip | {"text": format_value(clip["value"], unit)} for clip in clips]}
+
+
+def _videos(data: ReportData) -> dict[str, Any]:
+    """What the page's script reads: every clip's videos (base64 MP4) and per-clip scores."""
+    names = list(dict.fromkeys(name for clip in data.clips for name in clip.videos))
+    ids = [clip.id for clip in data.clips]
+    if len(set(ids)) != len(ids):
+        raise DataError(f"{len(ids)} clips have {len(set(ids))} different ids; expected one id a clip")
+    encoded = [
+        {"id": clip.id, "scene": clip.scene, "videos": [
+            base64.b64encode(encode_mp4(clip.videos[name], data.clip_seconds)).decode() if name in clip.videos else None
+            for name in names
+        ]}
+        for clip in data.clips
+    ]  # fmt: skip
+    columns, values = _per_clip_columns(data, ids)
+    return {"names": names, "columns": columns, "clips": [clip | {"values": v} for clip, v in zip(encoded, values)]}
+
+
+def _per_clip_columns(data: ReportData, ids: list[str]) -> tuple[list[dict[str, str]], list[list[float | None]]]:
+    if data.per_clip is None or data.per_clip.empty:
+        return [], [[] for _ in ids]
+    keys = ["space", "metric", "method"]
+    order = list(data.per_clip[keys].drop_duplicates().itertuples(index=False, name=None))
+    wide = data.per_clip.pivot_table(index="clip", columns=keys, values="value", sort=False).reindex(ids)
+    values = [
+        [float(f"{v:.4g}") if math.isfinite(v) else None for v in row] for row in wide[order].to_numpy(np.float64)
+    ]
+    return [dict(zip(keys, column)) for column in order], values
+
+
+def _as_yaml(content: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(dict(content), default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _web_address(url: str | None) -> str | None:
+    return url if url is not None and url.lower().startswith(("https://", "http://")) else None

@@ -1,0 +1,58 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from neuroclips.data.clips import refuse_test_clips
+from neuroclips.errors import DataError, SplitLeakError
+
+
+def test_any_number_of_repeats_is_averaged_to_unit_variance(make_clips):
+    clips, _ = make_clips(clips=400, repeats=7, signal=0.6)
+    for k in (1, 2, 5, 7, None):
+        assert clips.responses(k).std() == pytest.approx(1, abs=0.05)  # 0.8 without the correction, at 7 repeats
+    np.testing.assert_array_equal(clips.responses(7), clips.responses())
+
+
+def test_more_repeats_are_closer_to_the_signal(make_clips):
+    clips, features = make_clips(clips=400, repeats=7, signal=0.3)
+    signal = features @ np.random.default_rng(99).normal(size=(5, 41))
+    agreement = [np.corrcoef(clips.responses(k).ravel(), signal.ravel())[0, 1] for k in (1, 2, 7)]
+    assert agreement == sorted(agreement)
+    assert agreement[2] > 1.3 * agreement[0]
+
+
+def test_missing_repeats_are_left_out_of_the_mean(make_clips):
+    clips, _ = make_clips(repeats=3)
+    present = clips.present.copy()
+    present[4, 0] = False
+    bold = np.where(present[..., None], clips.bold, np.nan).astype(np.float32)
+    gappy = replace(clips, present=present, bold=bold)
+    r = clips.reliability
+    expected = clips.bold[4, 1:].mean(axis=0) / np.sqrt(r + (1 - r) / 2)
+    np.testing.assert_allclose(gappy.responses()[4], expected, rtol=1e-5)
+    np.testing.assert_allclose(gappy.responses(1)[4], clips.bold[4, 1], rtol=1e-5)
+    present[4] = False
+    with pytest.raises(DataError, match="train0/0008s has no repeat"):
+        replace(clips, present=present).responses()
+
+
+def test_ids_are_unique_and_readable(make_clips):
+    clips, _ = make_clips("test", clips=13)
+    assert clips.ids[14] == "test1/0002s"
+    assert len(set(clips.ids)) == len(clips)
+
+
+def test_taking_clips_keeps_the_split(make_clips):
+    clips, _ = make_clips("test")
+    part = clips.take(np.array([3, 5]))
+    assert part.ids == [clips.ids[3], clips.ids[5]]
+    with pytest.raises(SplitLeakError):
+        refuse_test_clips(None, part)
+
+
+def test_arrays_that_do_not_fit_each_other_are_refused(make_clips):
+    clips, _ = make_clips()
+    with pytest.raises(TypeCheckError):
+        replace(clips, onset=clips.onset[:-1])

@@ -1,0 +1,53 @@
+import pytest
+
+from neuroclips.errors import RecipeError
+from neuroclips.recipe import load_recipe, named_recipes
+
+OWN_DATA = """
+name: mine
+data: {root: scans, train: [seg1, seg2], validation: [seg3], test: [test1]}
+"""
+
+
+@pytest.mark.parametrize("name", named_recipes())
+def test_every_shipped_recipe_loads_under_its_own_name(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+
+
+def test_changes_are_laid_over():
+    recipe = load_recipe("demo", {"film.train_segments": 4, "brain.signal": 0})
+    assert (recipe.film.train_segments, recipe.brain.signal) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"film.sice": 64}, r"film\.sice: Extra inputs are not permitted"),
+        ({"data.delay_trs": 9}, r"data\.delay_trs: .*less than or equal to 4"),
+        ({"film.size": "big"}, r"film\.size: .*valid integer"),
+        ({"data.test": ["seg1"]}, r"seg1.* two splits"),
+        ({"seed.x": 1}, "'seed' is not a group"),
+        ({"data.root": "scans"}, "either 'film'.*or 'data.root'"),
+    ],
+)
+def test_faults_are_named_with_their_place(changes, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("demo", changes)
+
+
+def test_recipe_files(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN_DATA)
+    assert load_recipe(path).film is None
+    path.write_text("name: [")
+    with pytest.raises(RecipeError, match=r"mine\.yaml: not valid YAML"):
+        load_recipe(path)
+    path.write_text("- name")
+    with pytest.raises(RecipeError, match="expected a mapping"):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match=r"other\.yaml: no such recipe file"):
+        load_recipe(tmp_path / "other.yaml")
+    with pytest.raises(RecipeError, match="no recipe 'dmeo'; shipped are .*demo"):
+        load_recipe("dmeo")
