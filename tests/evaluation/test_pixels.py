@@ -60,6 +60,7 @@ def test_other_ranges_are_refused(pair, value):
         psnr(np.full(truth.shape, value, np.float32), truth)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_small_frames_and_unequal_shapes_are_refused(pair):
     predicted, truth = pair
     with pytest.raises(DataError, match="at least 7 x 7"):

@@ -5,7 +5,15 @@ import pytest
 from rich.console import Console
 
 from neuroclips.errors import ArtefactError
-from neuroclips.evaluation.table import Score, format_value, read_scores, rich_table, scores_to_frame, write_scores
+from neuroclips.evaluation.table import (
+    Score,
+    format_interval,
+    format_value,
+    read_scores,
+    rich_table,
+    scores_to_frame,
+    write_scores,
+)
 
 SCORE = Score(
     metric="top-1", method="ridge", value=0.25, ci_low=0.2, ci_high=0.3, chance=0.005, n=200, n_effective=41.5, seed=7,
@@ -34,6 +42,13 @@ def test_damaged_files_are_refused(tmp_path, text):
         read_scores(tmp_path / "scores.json")
 
 
+def test_intervals_read_well():
+    assert format_interval((0.065, 0.15), "share") == "6.5 – 15.0 %"
+    assert format_interval((-82.0, -63.1), "rank") == "-82.0 to -63.1"
+    assert format_interval((-1.0, 2.5), "dB") == "-1.00 to 2.50 dB"
+    assert format_interval(None) == "–"
+
+
 def test_verdicts():
     assert SCORE.beats_floors
     assert SCORE.beats_chance
@@ -59,8 +74,9 @@ def test_frame_and_terminal_table_show_what_the_score_stands_beside():
 
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
-    [(0.5, "share", "50.0 %"), (0.0, "share", "0.0 %"), (float("nan"), "", "–"), (12.345, "", "12.3"), 
-     (0.0123, "", "0.0123"), (4.0, "rank", "4.00"), (100.5, "rank", "100")],
+    [(0.5, "share", "50.0 %"), (0.0, "share", "0.0 %"), (float("nan"), "", "–"), (12.345, "", "12.3"),
+     (0.0123, "", "0.0123"), (4.0, "rank", "4.00"),
+     (100.0, "rank", "100"), (21.0, "dB", "21.0 dB"), (1234.4, "", "1234")],
 )  # fmt: skip
 def test_numbers_read_well(value, unit, text):
     assert format_value(value, unit) == text

@@ -7,7 +7,9 @@ import numpy as np
 from neuroclips.shapes import Float, Float32, UInt8
 
 THUMBNAIL = 8  # pixels, square: layout and colour, the easiest things to decode
-MEANINGFUL = 0.1  # correlation below which the best lag is a matter of luck
+# Judgement, not measurement: when to tell the user that another lag does better.
+MEANINGFUL = 0.1  # correlation below which the best lag is taken for luck
+MARGIN = 0.02  # by which it must beat the recipe's lag
 
 
 def thumbnails(frames: UInt8[np.ndarray, "B F 3 H W"]) -> Float32[np.ndarray, "B D"]:

@@ -20,7 +20,7 @@ from neuroclips.data.bold import clean, read_run
 from neuroclips.data.cc2017 import N_CORTEX, TRAILING_SPARES
 from neuroclips.data.clips import Clips, TestClips, TrainingClips, ValidationClips
 from neuroclips.data.frames import read_clips, scene_cuts
-from neuroclips.data.lag import MEANINGFUL, lag_curve, thumbnails
+from neuroclips.data.lag import MARGIN, MEANINGFUL, lag_curve, thumbnails
 from neuroclips.data.selection import FALLBACK, MINIMUM, Selection, repeat_correlation, select_voxels
 from neuroclips.data.splits import SPLITS, Segment, find_splits
 from neuroclips.errors import ArtefactError
@@ -244,7 +244,7 @@ def _measure_lag(
 
     curve = lag_curve(*parts("train", splits["train"][:_LAG_SEGMENTS]), *parts("validation", splits["validation"]))
     best = int(curve.argmax())
-    if best != recipe.delay_trs and curve[best] > MEANINGFUL:
+    if curve[best] > max(MEANINGFUL, curve[recipe.delay_trs] + MARGIN):
         reader.warn(
             f"responses decode the film best at a lag of {best} TRs (correlation {curve[best]:.3f}), not at "
             f"data.delay_trs = {recipe.delay_trs} ({curve[recipe.delay_trs]:.3f})"

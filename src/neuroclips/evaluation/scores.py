@@ -6,7 +6,7 @@ Plain arrays in, rows out; nothing here knows how a prediction was made.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -184,36 +184,49 @@ def _scored(
         floors = {name: boot.of(values, metric.statistic) for name, values in metric.floors.items()}
         ceiling = None if metric.ceiling is None else boot.of(metric.ceiling, metric.statistic)
         share, share_interval = _brain_attributable(boot, value, floors.get(shuffled), ceiling)
-        shared = {
-            "metric": metric.name, "space": space, "unit": metric.unit, "note": metric.note, "seed": seed,
-            "n": len(ids), "n_effective": n_effective(scene), "n_repeats": n_repeats,
-            "chance": None if metric.chance is None else float(getattr(np, metric.statistic)(metric.chance)),
-            "higher_is_better": metric.higher_is_better,
-        }  # fmt: skip
         low, high = boot.interval(value.draws) or (None, None)
         differences = {name: boot.interval(value.draws - floor.draws) for name, floor in floors.items()}
-        scores.append(
-            Score(
-                method=method, value=value.value, ci_low=low, ci_high=high,
-                floors={name: floor.value for name, floor in floors.items()},
-                differences={name: ends for name, ends in differences.items() if ends is not None},
-                ceiling=None if ceiling is None else ceiling.value,
-                brain_attributable=share, brain_attributable_interval=share_interval,
-                p_value=metric.p_value, **shared,
-            )
+        score = Score(
+            metric=metric.name,
+            method=method,
+            value=value.value,
+            ci_low=low,
+            ci_high=high,
+            chance=None if metric.chance is None else float(getattr(np, metric.statistic)(metric.chance)),
+            floors={name: floor.value for name, floor in floors.items()},
+            differences={name: ends for name, ends in differences.items() if ends is not None},
+            ceiling=None if ceiling is None else ceiling.value,
+            brain_attributable=share,
+            brain_attributable_interval=share_interval,
+            p_value=metric.p_value,
+            n=len(ids),
+            n_effective=n_effective(scene),
+            n_repeats=n_repeats,
+            seed=seed,
+            space=space,
+            unit=metric.unit,
+            note=metric.note,
+            higher_is_better=metric.higher_is_better,
         )
+        scores.append(score)
         rows = {method: metric.values}
         if shuffled in floors:
-            low, high = boot.interval(floors[shuffled].draws) or (None, None)
             name = f"{method}, {shuffled}"
-            scores.append(
-                Score(method=name, value=floors[shuffled].value, ci_low=low, ci_high=high, control=True, **shared)
-            )
+            scores.append(_control(score, name, floors[shuffled], boot))
             rows[name] = np.atleast_2d(metric.floors[shuffled]).mean(axis=0)
         for name, values in rows.items():
             columns = {"clip": list(ids), "scene": scene, "method": name, "space": space, "metric": metric.name}
             parts.append(pd.DataFrame(columns | {"value": np.asarray(values, np.float64)}))
     return Scored(scores, pd.concat(parts, ignore_index=True))
+
+
+def _control(score: Score, name: str, floor: Resampled, boot: SceneBootstrap) -> Score:
+    """The row of the shuffled floor, with its own interval: it should not lie above chance."""
+    low, high = boot.interval(floor.draws) or (None, None)
+    return replace(
+        score, method=name, value=floor.value, ci_low=low, ci_high=high, floors={}, differences={}, ceiling=None,
+        brain_attributable=None, brain_attributable_interval=None, p_value=None, control=True,
+    )  # fmt: skip
 
 
 def _brain_attributable(

@@ -139,7 +139,7 @@ def format_value(value: float | None, unit: str = "", digits: int = 3) -> str:
     if unit == "share":
         percent = 100 * value
         return f"{percent:.2f} %" if 0 < abs(percent) < 1 else f"{percent:.1f} %"
-    text = f"{value:.{digits - 1}f}" if 1 <= abs(value) < 10 else f"{value:.{digits}g}"
+    text = f"{value:.0f}" if abs(value) >= 10**digits else f"{value:#.{digits}g}".rstrip(".")
     return f"{text} {unit}" if unit == "dB" else text
 
 
@@ -152,8 +152,8 @@ def format_interval(interval: Interval | None, unit: str = "") -> str:
     if interval is None:
         return "–"
     low, high = (format_value(end, unit) for end in interval)
-    suffix = {"share": " %", "dB": " dB"}.get(unit, "")
-    return f"{low.removesuffix(suffix)} – {high}" if suffix else f"{low} – {high}"
+    between = "to" if min(interval) < 0 else "–"  # a dash before a minus reads badly
+    return f"{low.removesuffix(' %').removesuffix(' dB')} {between} {high}"
 
 
 def score_interval(score: Score) -> Interval | None:

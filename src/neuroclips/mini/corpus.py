@@ -5,7 +5,7 @@ No scene of a demo film can recur: seeds come from a stream of their own, and he
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from neuroclips.artefacts import stable_seed
 from neuroclips.data.frames import film_info, read_clips
-from neuroclips.simulation.film import render, sample_scene
-from neuroclips.simulation.things import THINGS
-
-KNOWN_THINGS = tuple(thing for thing in THINGS if not thing.held_out)
-HELD_OUT_THINGS = tuple(thing for thing in THINGS if thing.held_out)
+from neuroclips.simulation.film import familiar_places
+from neuroclips.simulation.rendering import render
+from neuroclips.simulation.scenes import sample_scene
+from neuroclips.simulation.things import TRAINING_THINGS, Thing
 
 
 class Scenes(IterableDataset):
@@ -31,7 +30,7 @@ class Scenes(IterableDataset):
         worker = get_worker_info()
         rng = np.random.default_rng(stable_seed("mini corpus", self.seed, worker.id if worker else 0))
         while True:
-            scene = sample_scene(rng, things=KNOWN_THINGS)
+            scene = sample_scene(rng, things=TRAINING_THINGS, places=familiar_places)
             times = np.sort(rng.uniform(0, scene.duration_s, self.frames))
             yield torch.from_numpy(render(scene, times, self.size)), scene.caption
 
@@ -45,12 +44,12 @@ def scene_batches(*, size: int, frames: int, scenes: int, seed: int, workers: in
     return iter(loader)
 
 
-def held_out_scenes(n: int, *, size: int, seed: int, things=KNOWN_THINGS) -> tuple[np.ndarray, list[str]]:
+def held_out_scenes(n: int, *, size: int, seed: int, things: Sequence[Thing] = TRAINING_THINGS) -> tuple[np.ndarray, list[str]]:
     """One middle frame (n, 3, H, W) uint8 and the caption of ``n`` scenes with different captions, for scoring."""
     rng = np.random.default_rng(stable_seed("mini held out", seed))
     frames: dict[str, np.ndarray] = {}
     while len(frames) < n:
-        scene = sample_scene(rng, things=things)
+        scene = sample_scene(rng, things=things, places=familiar_places)
         frames.setdefault(scene.caption, render(scene, np.array([scene.duration_s / 2]), size)[0])
     return np.stack(list(frames.values())), list(frames)
 

@@ -13,10 +13,11 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from neuroclips.artefacts import write_arrays, write_json
-from neuroclips.mini.corpus import HELD_OUT_THINGS, held_out_scenes, scene_batches
+from neuroclips.mini.corpus import held_out_scenes, scene_batches
 from neuroclips.mini.loop import train
 from neuroclips.pretrained.clip import Clip, image_tokens, pixels
-from neuroclips.simulation.film import VOCABULARY
+from neuroclips.simulation.scenes import caption_words
+from neuroclips.simulation.things import HELD_OUT_THINGS
 
 SIZE = 64
 MAX_WORDS = 32
@@ -25,7 +26,7 @@ SPECIAL = ("<pad>", "<unk>", "<start>", "<end>")
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the caption grammar, with CLIP's start and end tokens."""
-    ids = {word: i for i, word in enumerate((*SPECIAL, *sorted(VOCABULARY)))}
+    ids = {word: i for i, word in enumerate((*SPECIAL, *sorted(caption_words())))}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -18,16 +19,18 @@ from neuroclips.shapes import Float, Int
 WIDTH, HEIGHT = 460, 270  # of line charts and histograms, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 44
 
+Numbers = Sequence[SupportsFloat] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Series:
     """One line: y at x, and optionally the ends of its 95 % interval at each x. Missing y are NaN and leave a gap."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    x: Numbers
+    y: Numbers
+    low: Numbers | None = None
+    high: Numbers | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Curve:
     x_label: str
     y_label: str
     series: Sequence[Series]
-    levels: Mapping[str, float] = field(default_factory=dict)
+    levels: Mapping[str, SupportsFloat] = field(default_factory=dict)
     note: str = ""
 
 
@@ -57,7 +60,7 @@ class VoxelSummary:
     selected: Int[np.ndarray, " N"]
 
 
-def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+def nice_ticks(low: float | int, high: float | int, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high].
 
     >>> nice_ticks(0, 0.43)
@@ -79,12 +82,13 @@ def line_chart(curve: Curve) -> dict:
         if len(lengths) != 1:
             raise DataError(f"curve {curve.title!r}, series {s.name!r}: x, y, low and high differ in length")
     x_values = _finite(v for s in curve.series for v in s.x) or [0.0]
+    levels = {name: float(level) for name, level in curve.levels.items() if math.isfinite(float(level))}
     y_values = _finite([v for s in curve.series for part in (s.y, s.low, s.high) if part is not None for v in part])
-    y_ticks = nice_ticks(*_span([*y_values, *_finite(curve.levels.values())]))
+    y_ticks = nice_ticks(*_span([*y_values, *levels.values()]))
     x_ticks = sorted(set(x_values)) if len(set(x_values)) <= 8 else nice_ticks(min(x_values), max(x_values))
     left, right = min(x_ticks), max(x_ticks)
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def at(x: float | int, y: float | int) -> tuple[float, float]:
         share_x = (x - left) / (right - left) if right > left else 0.5
         share_y = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return (round(LEFT + share_x * (WIDTH - LEFT - RIGHT), 1), round(HEIGHT - BOTTOM - share_y * _PLOT_HEIGHT, 1))
@@ -100,7 +104,7 @@ def line_chart(curve: Curve) -> dict:
         lines.append({"name": s.name, "points": _path(points), "dots": shown, "band": _path(band)})
     return {
         "title": curve.title, "x_label": curve.x_label, "y_label": curve.y_label, "note": curve.note, "lines": lines,
-        "levels": [{"name": k, "y": at(left, v)[1]} for k, v in curve.levels.items() if math.isfinite(v)],
+        "levels": [{"name": k, "y": at(left, v)[1]} for k, v in levels.items()],
         "x_ticks": [(at(x, y_ticks[0])[0], f"{x:g}") for x in x_ticks],
         "y_ticks": [(at(left, y)[1], f"{y:g}") for y in y_ticks],
     }  # fmt: skip
@@ -124,11 +128,14 @@ def histogram(voxels: VoxelSummary) -> dict:
         height = _PLOT_HEIGHT * math.sqrt(count) / top
         width = float(positions[i + 1] - positions[i])
         return {
-            "x": round(float(positions[i]), 1), "y": round(HEIGHT - BOTTOM - height, 1), "width": round(width * 0.92, 1),
-            "height": round(height, 1), "title": f"{voxels.edges[i]:.2f} to {voxels.edges[i + 1]:.2f}: {count:,}",
-        }  # fmt: skip
+            "x": round(float(positions[i]), 1),
+            "y": round(HEIGHT - BOTTOM - height, 1),
+            "width": round(width * 0.92, 1),
+            "height": round(height, 1),
+            "title": f"{voxels.edges[i]:.2f} to {voxels.edges[i + 1]:.2f}: {count:,}",
+        }
 
-    counts = [c for c in (1, 10, 100, 1000, 10_000, 100_000) if c <= top**2]
+    counts = [c for c in (1, 10, 100, 1000, 10_000, 100_000) if 0.07 <= math.sqrt(c) / top <= 1]  # no overlap
     ticks = [t for t in nice_ticks(low, high) if low - 1e-9 <= t <= high + 1e-9]
     return {
         "all": [bar(i, int(c)) for i, c in enumerate(voxels.counts)],
@@ -139,7 +146,7 @@ def histogram(voxels: VoxelSummary) -> dict:
 
 
 def dot_panels(scores: Sequence[Score]) -> list[dict]:
-    """One panel for each space and metric, one row a method: dot, interval, chance, floors, ceiling in percent of width.
+    """One panel for each space and metric, one row a method; positions are percentages of the width.
 
     All rows of a panel share one scale, so positions compare.
     """
@@ -172,7 +179,7 @@ def _dot_row(score: Score, ticks: list[float]) -> dict:
     }  # fmt: skip
 
 
-def _numbers(rows: Sequence[Score]) -> Iterable[float | None]:
+def _numbers(rows: Sequence[Score]) -> Iterable[SupportsFloat | None]:
     for s in rows:
         yield from (s.value, s.ci_low, s.ci_high, s.chance, s.ceiling, *s.floors.values())
         if s.unit == "share":
@@ -187,8 +194,8 @@ def _tick_text(value: float, unit: str) -> str:
     return f"{100 * value:g} %" if unit == "share" else f"{value:g}"
 
 
-def _finite(values: Iterable[float | None]) -> list[float]:
-    return [float(v) for v in values if v is not None and math.isfinite(v)]
+def _finite(values: Iterable[SupportsFloat | None]) -> list[float]:
+    return [float(v) for v in values if v is not None and math.isfinite(float(v))]
 
 
 def _span(values: list[float]) -> tuple[float, float]:

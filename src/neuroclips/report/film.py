@@ -15,7 +15,7 @@ _SMALL = 160  # pixels; below this, frames are doubled so that 4:2:0 chroma keep
 _BT601 = 6  # smpte170m: the matrix that browsers assume for small videos, also written into the file
 
 
-def encode_mp4(video: UInt8[np.ndarray, "F 3 H W"], seconds: float) -> bytes:
+def encode_mp4(video: UInt8[np.ndarray, "F 3 H W"], seconds: float | int) -> bytes:
     """H.264 in MP4, playing the F frames at equal distances over ``seconds``; every browser can show it.
 
     Small frames are doubled by repetition; odd sizes lose their last row or column (H.264 wants even ones).

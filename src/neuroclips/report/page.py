@@ -56,8 +56,8 @@ class Stage:
     """What a stage of the run cost."""
 
     name: str
-    seconds: float
-    memory_mb: float | None = None
+    seconds: float | int
+    memory_mb: float | int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ReportData:
     per_clip: pd.DataFrame | None = None
     clips: Sequence[ReportClip] = ()
     gallery: ScoreName | None = None
-    clip_seconds: float = 2.0
+    clip_seconds: float | int = 2.0
     notice: str = ""
     lag_curve: Curve | None = None
     repeats_curve: Curve | None = None
@@ -141,8 +141,9 @@ def render_report(data: ReportData) -> str:
         credits=[(credit.text, _web_address(credit.url)) for credit in data.credits],
         videos=_videos(data),
         geometry={name: getattr(charts, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")},
-        style=Markup(templates.joinpath("report.css").read_text(encoding="utf-8")),  # noqa: S704, our own files
-        script=Markup(script),  # noqa: S704
+        # Markup: these two are files of this package, not text of the run.
+        style=Markup(templates.joinpath("report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
@@ -156,7 +157,9 @@ def percentile_clips(per_clip: pd.DataFrame, name: ScoreName, higher_is_better: 
         (per_clip["space"] == name.space) & (per_clip["method"] == name.method) & (per_clip["metric"] == name.metric)
     ]
     if chosen.empty:
-        raise DataError(f"no per-clip values of {name.metric!r} by {name.method!r} in {name.space!r}; cannot rank clips")
+        raise DataError(
+            f"no per-clip values of {name.metric!r} by {name.method!r} in {name.space!r}; cannot rank clips"
+        )
     ordered = chosen.sort_values(["value", "clip"], ascending=[higher_is_better, True])
     numbers = {label: round(q * (len(ordered) - 1)) for label, q in _PERCENTILES.items()}
     return [
@@ -227,7 +230,8 @@ def _tiles(score: Score | None) -> list[dict[str, str]]:
         tiles.append({"name": "ceiling", "value": format_value(score.ceiling, score.unit), "below": "best reachable"})
     if score.brain_attributable is not None:
         below = format_interval(score.brain_attributable_interval, "share")
-        tiles.append({"name": "from the brain", "value": format_value(score.brain_attributable, "share"), "below": below})
+        share = format_value(score.brain_attributable, "share")
+        tiles.append({"name": "from the brain", "value": share, "below": below})
     return tiles
 
 

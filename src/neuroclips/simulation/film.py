@@ -1,316 +1,279 @@
-"""Scenes of the picture-book world, their rendering at any time and size, and films made of them.
+"""The picture-book film: scenes cut together, written as video, with the truth of every frame beside it.
 
-Positions and sizes are in frames (1 = the width of the picture), x to the right and y down; times in seconds.
+>>> import numpy as np
+>>> from neuroclips.simulation.things import TRAINING_THINGS
+>>> scenes = plan_segment(np.random.default_rng(0), 20.0, things=TRAINING_THINGS, places=familiar_places)
+>>> sum(scene.duration_s for scene in scenes)
+20.0
+>>> render(scenes[0], [0.0, 0.5, 1.0], 64).shape
+(3, 3, 64, 64)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import functools
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
-import cv2
+import av
 import numpy as np
 import pandas as pd
 
-from neuroclips.artefacts import stable_seed
-from neuroclips.data.frames import write_video
-from neuroclips.shapes import Float, UInt8
-from neuroclips.simulation.grounds import CANVAS, GROUNDS, LIGHTS, paint
-from neuroclips.simulation.sprites import pyramid
-from neuroclips.simulation.things import THINGS, Thing
+from neuroclips.simulation.grounds import GROUNDS
+from neuroclips.simulation.rendering import draw_frames, render
+from neuroclips.simulation.scenes import SCENE_SECONDS, Actor, ActorState, Places, Scene, caption_words, sample_scene
+from neuroclips.simulation.things import HELD_OUT_THINGS, TRAINING_THINGS, Thing
 
-FPS = 30
-SCENE_SECONDS = (4, 12)
-_SHADOW = (0.03, 0.045, 0.35)  # offset right and down, strength
+__all__ = [
+    "Actor",
+    "ActorState",
+    "Places",
+    "Scene",
+    "caption_words",
+    "familiar_places",
+    "frame_table",
+    "new_places",
+    "place_is_held_out",
+    "plan_film",
+    "plan_segment",
+    "render",
+    "sample_scene",
+    "scene_table",
+    "write_film",
+]
 
-# motion: the words for it, by what moves: things with legs, things with wheels, everything else
-MOTIONS = {
-    "drift": ("walks", "rolls", "drifts"),
-    "cross": ("runs", "speeds", "flies"),
-    "approach": ("comes closer",) * 3,
-    "recede": ("goes away",) * 3,
-    "bounce": ("jumps", "bounces", "bounces"),
-    "spin": ("spins",) * 3,
-    "sway": ("dances", "rocks", "sways"),
-    "rest": ("stays still",) * 3,
-}
-_DIRECTED = {"drift", "cross"}  # motions whose caption tells the direction
-DIRECTIONS = {"to the right": (1, 0), "to the left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
-
-
-@dataclass(frozen=True)
-class Actor:
-    """A thing that moves. ``size`` of its picture; (x, y) its centre at time 0; ``speed`` in frames a second."""
-
-    thing: Thing
-    motion: str
-    direction: str
-    speed: float
-    size: float
-    x: float
-    y: float
-    phase: float
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One uncut shot. ``pan`` is the camera's speed (x, y) in frames a second; ``seed`` paints the ground."""
-
-    ground: str
-    light: str
-    pan: tuple[float, float]
-    actors: tuple[Actor, ...]
-    duration_s: float
-    seed: int
-
-    @property
-    def caption(self) -> str:
-        """One plain sentence, such as ``a dog runs to the left over grass``."""
-        acts = " and ".join(_phrase(actor) for actor in self.actors)
-        return " ".join(f"{acts} {GROUNDS[self.ground][1]} {LIGHTS[self.light][1]}".split())
-
-    def state(self, times: Float[np.ndarray, " T"]) -> dict[str, Float[np.ndarray, "T A"]]:
-        """Where every actor is: x, y, size, angle (degrees, clockwise), vx, vy (frames a second), visible (share)."""
-        now, soon = (self._poses(np.asarray(times, float) + dt) for dt in (0.0, 1e-3))
-        x, y, size, angle = now
-        wrapped = np.abs(soon[0] - x) > 0.5  # a crossing actor came in again on the other side
-        vx, vy = (np.where(wrapped, np.nan, (b - a) / 1e-3) for a, b in zip(now[:2], soon[:2]))
-        inside = [np.clip((np.minimum(c + size / 2, 1) - np.maximum(c - size / 2, 0)) / size, 0, 1) for c in (x, y)]
-        return {"x": x, "y": y, "size": size, "angle": angle, "vx": vx, "vy": vy, "visible": inside[0] * inside[1]}
-
-    def _poses(self, times: np.ndarray) -> tuple[np.ndarray, ...]:
-        poses = [_pose(actor, times, self.duration_s) for actor in self.actors]
-        return tuple(np.stack(part, axis=1) for part in zip(*poses))
-
-
-def _phrase(actor: Actor) -> str:
-    attributes = actor.thing.attributes
-    kind = 0 if attributes[0] else 1 if actor.thing.category == "vehicle" else 2
-    words = ["an" if actor.thing.name[0] in "aeiou" else "a", actor.thing.name, MOTIONS[actor.motion][kind]]
-    return " ".join([*words, actor.direction] if actor.motion in _DIRECTED else words)
-
-
-VOCABULARY = frozenset(
-    " ".join(
-        [
-            "a an and", *(t.name for t in THINGS), *(w for words in MOTIONS.values() for w in words), *DIRECTIONS,
-            *(words for _, words in GROUNDS.values()), *(words for _, words in LIGHTS.values()),
-        ]
-    ).split()
-)  # fmt: skip
-
-
-def _pose(actor: Actor, t: np.ndarray, duration: float) -> tuple[np.ndarray, ...]:
-    """x, y, size and angle of an actor at times ``t`` (T,)."""
-    x, y, size, angle = (np.full_like(t, v) for v in (actor.x, actor.y, actor.size, 0.0))
-    way = np.array(DIRECTIONS[actor.direction], float) * actor.speed
-    if actor.motion == "drift":  # turns round before it leaves the picture
-        x, y = _reflect(x + way[0] * t), _reflect(y + way[1] * t)
-    elif actor.motion == "cross":  # leaves, and comes in again on the other side
-        margin = actor.size / 2
-        span = 1 + 2 * margin
-        x, y = (((c + w * t + margin) % span) - margin if w else c for c, w in ((x, way[0]), (y, way[1])))
-    elif actor.motion in ("approach", "recede"):
-        grown = np.clip(t / duration, 0, 1)
-        grown = grown if actor.motion == "approach" else 1 - grown
-        size = 0.22 * (max(actor.size, 0.6) / 0.22) ** grown
-        x, y = (0.5 + (c - 0.5) * (1.3 - grown) for c in (x, y))
-    elif actor.motion == "bounce":
-        y = y - 0.3 * np.abs(np.sin(np.pi * (0.9 + actor.speed) * t + actor.phase)) + 0.12
-    elif actor.motion == "spin":
-        angle = np.sign(np.cos(actor.phase)) * 360 * (0.15 + 0.5 * actor.speed) * t
-    elif actor.motion == "sway":
-        swing = np.sin(2 * np.pi * (0.35 + 0.4 * actor.speed) * t + actor.phase)
-        x, angle = x + 0.13 * swing, 16 * swing
-    return x, y, size, angle
-
-
-def _reflect(c: np.ndarray, low: float = 0.12, high: float = 0.88) -> np.ndarray:
-    return low + np.abs((c - low + (high - low)) % (2 * (high - low)) - (high - low))
-
-
-def render(scene: Scene, times: Float[np.ndarray, " T"], size: int) -> UInt8[np.ndarray, "T 3 size size"]:
-    """Frames of a scene at any times, RGB. About 0.5 ms a frame at 128 pixels."""
-    ground = paint(scene.ground, np.random.default_rng(scene.seed), size)
-    light = np.array(LIGHTS[scene.light][0], np.float32)
-    ground = np.clip(ground * light, 0, 255).astype(np.uint8)
-    state = scene.state(times)
-    middle = (CANVAS - 1) / 2 * size
-    frames = np.empty((len(times), 3, size, size), np.uint8)
-    for i, t in enumerate(times):
-        # Pans turn round at the edge of the canvas.
-        left, top = (_reflect(np.array(0.5 + v * t), 0.02, 0.98) * 2 * middle for v in scene.pan)
-        frame = cv2.warpAffine(
-            ground, np.float32([[1, 0, -left], [0, 1, -top]]), (size, size), flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REFLECT,
-        )  # fmt: skip
-        for a, actor in enumerate(scene.actors):
-            pose = (float(state[k][i, a]) for k in ("x", "y", "size", "angle"))
-            _draw(frame, actor, *pose, light)
-        frames[i] = frame.transpose(2, 0, 1)
-    return frames
-
-
-def _draw(frame: np.ndarray, actor: Actor, x: float, y: float, scale: float, angle: float, light: np.ndarray) -> None:
-    """Blend an actor and its shadow into ``frame`` (H, W, 3) in place."""
-    size = frame.shape[0]
-    wanted = scale * size * 1.5  # pixels of the picture with its margin
-    levels = pyramid(actor.thing.codepoint)
-    picture, shadow = levels[max(0, min(len(levels) - 1, int(np.log2(max(levels[0][0].shape[0] / wanted, 1)))))]
-    side = picture.shape[0]
-    # Pictures look to the left; who moves to the right is mirrored.
-    mirror = -1.0 if actor.direction == "to the right" else 1.0
-    zoom, turn = wanted / side, np.deg2rad(angle)
-    rotation = zoom * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) @ np.diag([mirror, 1.0])
-    reach = int(np.ceil(wanted * (0.5 if angle == 0 else 0.71))) + 1
-    for layer, (dx, dy) in ((shadow, _SHADOW[:2]), (picture, (0.0, 0.0))):
-        cx, cy = (x + dx * scale) * size - 0.5, (y + dy * scale) * size - 0.5
-        x0, x1 = max(0, int(cx) - reach), min(size, int(cx) + reach + 1)
-        y0, y1 = max(0, int(cy) - reach), min(size, int(cy) + reach + 1)
-        if x0 >= x1 or y0 >= y1:
-            continue
-        offset = np.array([cx - x0, cy - y0]) - rotation @ np.full(2, (side - 1) / 2)
-        matrix = np.column_stack([rotation, offset]).astype(np.float32)
-        warped = cv2.warpAffine(layer, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR)
-        part = frame[y0:y1, x0:x1]
-        if warped.ndim == 2:
-            part[:] = part * (1 - _SHADOW[2] * warped[..., None])
-        else:
-            part[:] = np.minimum(part * (1 - warped[..., 3:]) + 255 * warped[..., :3] * np.minimum(light * 1.1, 1), 255)
+# --- which pairs of thing and ground training never shows -------------------------------------------------------------
 
 
 def place_is_held_out(thing: Thing, ground: str) -> bool:
-    """Whether a thing never stands on this ground in training: a fixed one in six of all pairs."""
-    return stable_seed("place", thing.name, ground) % 6 == 0
+    """Whether training never shows this thing on this ground: a fixed draw, about one pair in six."""
+    return zlib.crc32(f"{thing.name} | {ground}".encode()) % 6 == 0
 
 
-def sample_scene(
-    rng: np.random.Generator,
-    *,
-    things: Sequence[Thing],
-    places: Literal["known", "new", "any"] = "known",
-    duration_s: float | None = None,
-) -> Scene:
-    """A random scene whose main actor is one of ``things``, in a place that training shows (``known``) or not (``new``).
+@functools.cache
+def familiar_places(thing: Thing) -> tuple[str, ...]:
+    """The grounds on which training may show a thing."""
+    return tuple(ground for ground in GROUNDS if not place_is_held_out(thing, ground))
 
-    A second actor, in a third of the scenes, is always a known thing, or one of ``things``, in a known place.
+
+@functools.cache
+def new_places(thing: Thing) -> tuple[str, ...]:
+    """The grounds on which only a test film shows a thing; none for a few things."""
+    return tuple(ground for ground in GROUNDS if place_is_held_out(thing, ground))
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+def plan_segment(
+    rng: np.random.Generator, seconds: float | int, *, things: Sequence[Thing], places: Places
+) -> list[Scene]:
+    """Scenes of 4 to 12 s with hard cuts that exactly fill `seconds`.
+
+    Consecutive scenes share neither the main thing nor the ground.
     """
-    main = things[rng.integers(len(things))]
-    grounds = [g for g in GROUNDS if places == "any" or place_is_held_out(main, g) == (places == "new")]
-    if not grounds:  # a thing without held-out places, asked for a new one
-        return sample_scene(rng, things=things, places=places, duration_s=duration_s)
-    ground = grounds[rng.integers(len(grounds))]
-    actors = [_sample_actor(rng, main, (0.42, 0.85))]
-    others = [t for t in THINGS if not t.held_out and t is not main and not place_is_held_out(t, ground)]
-    if rng.random() < 0.35:
-        second = _sample_actor(rng, others[rng.integers(len(others))], (0.3, 0.5))
-        apart = {axis: (getattr(actors[0], axis) + 0.35) % 0.6 + 0.2 for axis in ("x", "y")}  # on the free side
-        actors.append(replace(second, **apart))
-    moving = rng.random() < 0.5
-    pan = tuple(float(v) for v in rng.normal(0, 0.05, 2)) if moving else (0.0, 0.0)
-    return Scene(
-        ground=ground, light=str(rng.choice(list(LIGHTS), p=[0.55, 0.15, 0.15, 0.15])), pan=pan, actors=tuple(actors),
-        duration_s=float(rng.integers(SCENE_SECONDS[0], SCENE_SECONDS[1] + 1)) if duration_s is None else duration_s,
-        seed=int(rng.integers(2**31)),
-    )  # fmt: skip
-
-
-def _sample_actor(rng: np.random.Generator, thing: Thing, sizes: tuple[float, float]) -> Actor:
-    motion = list(MOTIONS)[rng.integers(len(MOTIONS))]
-    direction = list(DIRECTIONS)[rng.choice(4, p=[0.35, 0.35, 0.15, 0.15])]
-    speed = rng.uniform(0.04, 0.14) if motion == "drift" else rng.uniform(0.25, 0.55)
-    x, y = rng.uniform(0.2, 0.8, 2)
-    return Actor(thing, motion, direction, float(speed), float(rng.uniform(*sizes)), float(x), float(y),
-                 float(rng.uniform(0, 2 * np.pi)))  # fmt: skip
+    scenes: list[Scene] = []
+    for duration in _durations(rng, seconds):
+        draw = functools.partial(sample_scene, rng, things=things, places=places, duration_s=duration)
+        scenes.append(_next_scene(scenes, draw))
+    return scenes
 
 
 def plan_film(
-    seed: int, *, train_segments: int, test_segments: int, train_seconds: int, test_seconds: int,
-    unseen_things: float = 0.25, new_places: float = 0.25,
-) -> dict[str, list[Scene]]:  # fmt: skip
-    """Scenes of every segment: seg1, seg2, ... for training and test1, test2, ... for test.
+    seed: int,
+    *,
+    train_segments: int,
+    test_segments: int,
+    train_seconds: float | int,
+    test_seconds: float | int,
+    unseen_things: float | int = 0.25,
+    new_places: float | int = 0.25,
+) -> dict[str, list[Scene]]:
+    """A whole film: scenes of segments seg1, seg2, ... to train on and test1, test2, ... to test on.
 
-    Of the test scenes a share ``unseen_things`` has a held-out thing as main actor and a share ``new_places`` a known
-    thing on a ground where training never shows it; the others are new scenes of known things in known places.
+    Training shows training things in their familiar places only. Of all test scenes a share `unseen_things` has a
+    held-out thing as main actor, and a share `new_places` a training thing on a ground where training never shows it;
+    the rest are new scenes of a (thing, ground, motion) that no training scene of this film has. Second actors are
+    always training things in familiar places.
     """
-    rng = np.random.default_rng(stable_seed("film", seed))
-    known, unseen = (tuple(t for t in THINGS if t.held_out == held_out) for held_out in (False, True))
-    film: dict[str, list[Scene]] = {}
-    for kind, n, seconds in (("seg", train_segments, train_seconds), ("test", test_segments, test_seconds)):
-        for number in range(1, n + 1):
-            scenes: list[Scene] = []
-            for duration in _durations(rng, seconds):
-                draw = rng.random() if kind == "test" else 1.0
-                things = unseen if draw < unseen_things else known
-                places = "any" if things is unseen else "new" if draw < unseen_things + new_places else "known"
-                while True:  # no thing or ground twice in a row: every cut shows
-                    scene = sample_scene(rng, things=things, places=places, duration_s=duration)
-                    last = scenes[-1] if scenes else None
-                    if last is None or (
-                        scene.ground != last.ground and scene.actors[0].thing is not last.actors[0].thing
-                    ):
-                        break
-                scenes.append(scene)
-            film[f"{kind}{number}"] = scenes
+    if not (0 <= unseen_things <= 1 and 0 <= new_places <= 1 and unseen_things + new_places <= 1):
+        raise ValueError(
+            f"unseen_things and new_places are shares of the test scenes; got {unseen_things} and {new_places}"
+        )
+    train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
+    film = {
+        f"seg{k}": plan_segment(
+            np.random.default_rng(child), train_seconds, things=TRAINING_THINGS, places=familiar_places
+        )
+        for k, child in enumerate(train_seed.spawn(train_segments), 1)
+    }
+    shown = {_gist(scene) for scenes in film.values() for scene in scenes}
+    rng = np.random.default_rng(test_seed)
+    durations = [_durations(rng, test_seconds) for _ in range(test_segments)]
+    kinds = iter(rng.permutation(_quota(sum(map(len, durations)), unseen_things, new_places)))
+    for k, segment in enumerate(durations, 1):
+        scenes: list[Scene] = []
+        for duration in segment:
+            scenes.append(_next_scene(scenes, _test_scene(rng, next(kinds), duration, shown)))
+        film[f"test{k}"] = scenes
     return film
 
 
-def _durations(rng: np.random.Generator, seconds: int) -> list[float]:
-    """Scene lengths of 4 to 12 whole seconds that fill ``seconds`` exactly."""
-    low, high = SCENE_SECONDS
-    durations, left = [], seconds
-    while left > high:
-        duration = int(rng.integers(low, min(high, left - low) + 1))
-        durations.append(float(duration))
-        left -= duration
-    return [*durations, float(left)]
+def _quota(count: int, unseen: float | int, placed: float | int) -> list[str]:
+    """The kind of each of `count` test scenes, in no order."""
+    of_unseen, of_placed = round(count * unseen), round(count * placed)
+    kinds = ["unseen thing"] * of_unseen + ["new place"] * of_placed
+    return (kinds + ["familiar"] * count)[:count]
 
 
-def write_film(path: Path, scenes: Sequence[Scene], *, size: int, fps: int = FPS) -> pd.DataFrame:
-    """Render scenes to an MP4 and return the truth: one row a frame and actor.
+def _test_scene(
+    rng: np.random.Generator, kind: str, duration: float, shown: set[tuple[str, str, str]]
+) -> Callable[[], Scene]:
+    """Draws test scenes of one kind."""
+    things, places = TRAINING_THINGS, familiar_places
+    if kind == "unseen thing":
+        things = HELD_OUT_THINGS
+    elif kind == "new place":
+        things, places = tuple(thing for thing in TRAINING_THINGS if new_places(thing)), new_places
 
-    Columns: frame, scene, caption, ground, light, pan_x, pan_y, actor, thing, category, motion, direction, and x, y,
-    size, angle, vx, vy, visible of ``Scene.state``.
-    """
-    truth, first = [], 0
+    def draw() -> Scene:
+        while True:
+            scene = sample_scene(
+                rng,
+                things=things,
+                places=places,
+                duration_s=duration,
+                companions=TRAINING_THINGS,
+                companion_places=familiar_places,
+            )
+            if _gist(scene) not in shown:
+                return scene
 
-    def frames():
-        nonlocal first
-        for number, scene in enumerate(scenes):
-            n = round(scene.duration_s * fps)
-            times = np.arange(n) / fps
-            state = scene.state(times)
-            for a, actor in enumerate(scene.actors):
-                truth.append(
-                    pd.DataFrame(
-                        {
-                            "frame": first + np.arange(n), "scene": number, "caption": scene.caption,
-                            "ground": scene.ground, "light": scene.light, "pan_x": scene.pan[0], "pan_y": scene.pan[1],
-                            "actor": a, "thing": actor.thing.name, "category": actor.thing.category,
-                            "motion": actor.motion, "direction": actor.direction,
-                            **{name: values[:, a] for name, values in state.items()},
-                        }
-                    )
-                )  # fmt: skip
-            first += n
-            yield from render(scene, times, size)
-
-    write_video(path, frames(), fps=fps)
-    return pd.concat(truth, ignore_index=True)
+    return draw
 
 
-def scene_table(segment: str, scenes: Sequence[Scene]) -> pd.DataFrame:
-    """One row a scene: segment, start_s, end_s, caption, thing, category, ground, motion, unseen_thing, new_place."""
-    ends = np.cumsum([s.duration_s for s in scenes])
+def _gist(scene: Scene) -> tuple[str, str, str]:
+    return scene.main.thing.name, scene.ground, scene.main.motion
+
+
+def _next_scene(before: list[Scene], draw: Callable[[], Scene]) -> Scene:
+    """Draws until the scene differs in main thing and ground from the one before it."""
+    for _ in range(1000):
+        scene = draw()
+        if not before or (scene.main.thing != before[-1].main.thing and scene.ground != before[-1].ground):
+            return scene
+    raise ValueError("no scene differs from the one before it in thing and ground: give more things or places")
+
+
+def _durations(rng: np.random.Generator, seconds: float | int) -> list[float]:
+    """Scene lengths in tenths of a second, between 4 and 12 s, that sum to `seconds`."""
+    least, most = (round(10 * s) for s in SCENE_SECONDS)
+    left = round(10 * seconds)
+    if left < least or abs(left - 10 * seconds) > 1e-6:
+        raise ValueError(f"a segment lasts at least {SCENE_SECONDS[0]} s, in tenths of a second; got {seconds} s")
+    tenths = []
+    while left > most:
+        tenths.append(int(rng.integers(least, min(most, left - least) + 1)))
+        left -= tenths[-1]
+    return [t / 10 for t in [*tenths, left]]
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def scene_table(scenes: Sequence[Scene]) -> pd.DataFrame:
+    """One row a scene: when, what, where; and whether training could have shown its thing, and its thing there."""
+    ends = np.cumsum([scene.duration_s for scene in scenes])
     return pd.DataFrame(
         {
-            "segment": segment, "start_s": ends - [s.duration_s for s in scenes], "end_s": ends,
-            "caption": [s.caption for s in scenes], "thing": [s.actors[0].thing.name for s in scenes],
-            "category": [s.actors[0].thing.category for s in scenes], "ground": [s.ground for s in scenes],
-            "motion": [s.actors[0].motion for s in scenes],
-            "unseen_thing": [s.actors[0].thing.held_out for s in scenes],
-            "new_place": [place_is_held_out(s.actors[0].thing, s.ground) for s in scenes],
+            "scene": index,
+            "start_s": round(float(end - scene.duration_s), 6),
+            "end_s": round(float(end), 6),
+            "caption": scene.caption,
+            "thing": scene.main.thing.name,
+            "category": scene.main.thing.category,
+            "ground": scene.ground,
+            "light": scene.light,
+            "motion": scene.main.motion,
+            "direction": scene.main.direction,
+            "second_thing": scene.actors[1].thing.name if len(scene.actors) > 1 else None,
+            "unseen_thing": scene.main.thing.held_out,
+            "new_place": not scene.main.thing.held_out and place_is_held_out(scene.main.thing, scene.ground),
         }
-    )  # fmt: skip
+        for index, (scene, end) in enumerate(zip(scenes, ends, strict=True))
+    )
+
+
+def frame_table(scenes: Sequence[Scene], *, fps: int = 30) -> pd.DataFrame:
+    """The truth of every frame of a segment, one row a frame; actor columns start with `main_` and `second_`.
+
+    Columns that speak of a second actor are empty where there is none. Units are those of `ActorState`.
+    """
+    parts, start = [], 0
+    for index, (scene, times) in enumerate(_schedule(scenes, fps)):
+        columns: dict[str, object] = {
+            "frame": np.arange(start, start + len(times)),
+            "time_s": np.arange(start, start + len(times)) / fps,
+            "scene": index,
+            "caption": scene.caption,
+            "ground": scene.ground,
+            "light": scene.light,
+            "pan_x": scene.pan[0],
+            "pan_y": scene.pan[1],
+        }
+        for role, actor, state in zip(("main", "second"), scene.actors, scene.state(times)):
+            columns |= {f"{role}_{name}": value for name, value in _actor_columns(actor, state).items()}
+        parts.append(pd.DataFrame(columns))
+        start += len(times)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _actor_columns(actor: Actor, state: ActorState) -> dict[str, object]:
+    return {
+        "thing": actor.thing.name,
+        "category": actor.thing.category,
+        "motion": actor.motion,
+        "direction": actor.direction,
+        **vars(state),
+    }
+
+
+def _schedule(scenes: Sequence[Scene], fps: int) -> Iterator[tuple[Scene, np.ndarray]]:
+    """Each scene with the times, from its own start, of the frames that fall into it."""
+    ends = np.cumsum([scene.duration_s for scene in scenes])
+    first = 0
+    for scene, end in zip(scenes, ends, strict=True):
+        last = round(end * fps)
+        yield scene, np.arange(first, last) / fps - (end - scene.duration_s)
+        first = last
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_film(path: str | os.PathLike[str], scenes: Sequence[Scene], *, size: int, fps: int = 30) -> pd.DataFrame:
+    """Renders a segment to an MP4 of `round(seconds * fps)` frames of `size` px; returns its `frame_table`.
+
+    The file appears under its name only when it is complete.
+    """
+    if size % 2:
+        raise ValueError(f"the video format needs an even frame size; got {size} px")
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with av.open(str(aside), "w", format="mp4") as file:
+            stream = file.add_stream("libx264", rate=Fraction(fps))
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "12", "preset": "veryfast"}
+            for scene, times in _schedule(scenes, fps):
+                for frame in draw_frames(scene, times, size):
+                    file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            file.mux(stream.encode())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return frame_table(scenes, fps=fps)

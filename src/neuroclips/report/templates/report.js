@@ -61,7 +61,7 @@
       rows.get(name).set(column.method, clip.values[i]);
     });
     const head = make("tr");
-    head.append(...["", ...methods].map((text) => make("th", text)));
+    head.append(make("th"), ...methods.map((text) => make("th", text, "num")));
     const body = [...rows].map(([name, values]) => {
       const row = make("tr");
       row.append(make("td", name), ...methods.map((m) => make("td", values.get(m) ?? "–", "num")));

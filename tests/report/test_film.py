@@ -1,0 +1,36 @@
+import io
+
+import av
+import numpy as np
+import pytest
+
+from neuroclips.errors import DataError
+from neuroclips.report.film import encode_mp4
+
+
+def decode(content):
+    with av.open(io.BytesIO(content)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return np.stack(frames), float(stream.average_rate)
+
+
+@pytest.mark.parametrize(("n_frames", "height", "width"), [(6, 64, 48), (1, 33, 64), (5, 181, 200)])
+def test_frames_colours_and_rate_come_back(n_frames, height, width):
+    hue = np.linspace(30, 220, n_frames)[:, None, None, None] * np.array([1, 0.4, 0.7])[:, None, None]
+    video = np.broadcast_to(hue, (n_frames, 3, height, width)).astype(np.uint8)
+    frames, rate = decode(encode_mp4(video, seconds=2.0))
+    scale = 2 if max(height, width) <= 160 else 1
+    assert frames.shape == (n_frames, scale * height // 2 * 2, scale * width // 2 * 2, 3)
+    assert rate == pytest.approx(n_frames / 2)
+    assert np.abs(frames.mean(axis=(1, 2)) - video.mean(axis=(2, 3))).max() < 6
+
+
+def test_same_frames_give_the_same_bytes():
+    video = np.random.default_rng(0).integers(0, 256, size=(3, 3, 32, 32), dtype=np.uint8)
+    assert encode_mp4(video, 2.0) == encode_mp4(video, 2.0)
+
+
+def test_nothing_to_encode_is_refused():
+    with pytest.raises(DataError, match="0 frames"):
+        encode_mp4(np.zeros((0, 3, 8, 8), np.uint8), 2.0)
