@@ -49,5 +49,5 @@ def test_recipe_files(tmp_path):
         load_recipe(path)
     with pytest.raises(RecipeError, match=r"other\.yaml: no such recipe file"):
         load_recipe(tmp_path / "other.yaml")
-    with pytest.raises(RecipeError, match="no recipe 'dmeo'; shipped are .*demo"):
+    with pytest.raises(RecipeError, match=r"no recipe 'dmeo'; shipped are .*demo"):
         load_recipe("dmeo")

@@ -61,7 +61,9 @@ def run(recipe: RecipeName, out: Directory = None, set_: Changes = None) -> None
 
 @app.command(epilog="Example: `neuroclips demo` leaves runs/demo/report.html")
 def demo(
-    movies: Annotated[Path | None, typer.Option(help="folder of your own films for the simulated subject to watch")] = None,
+    movies: Annotated[
+        Path | None, typer.Option(help="folder of your own films for the simulated subject to watch")
+    ] = None,
     out: Directory = None,
     set_: Changes = None,
 ) -> None:

@@ -52,7 +52,12 @@ def plan(recipe: Recipe) -> list[Stage]:
         Stage("prepare", stages.prepare, source, lambda r: [r.data]),
         Stage("targets", stages.targets, ("prepare",), lambda r: [r.targets, stages.weights_hashes(r)]),
         Stage("fit", stages.fit, ("prepare", "targets"), lambda r: [r.ridge]),
-        Stage("reconstruct", stages.reconstruct, ("prepare", "fit"), lambda r: [r.generate, r.evaluate.shuffles, r.seed]),
+        Stage(
+            "reconstruct",
+            stages.reconstruct,
+            ("prepare", "targets", "fit"),
+            lambda r: [r.generate, r.evaluate.shuffles, r.seed],
+        ),
         Stage("observe", stages.observe, ("simulate", "prepare"), lambda r: [r.generate.test_repeats]),
         Stage("evaluate", stages.evaluate, scores, lambda r: [r.evaluate, r.seed]),
         Stage("report", stages.report, ("evaluate", *scores), lambda r: [r.name, r.description]),
@@ -174,11 +179,14 @@ class _Meter:
 
 def _commit() -> str | None:
     """Commit of the source tree that this package runs from, or None for an installed copy."""
-    here = Path(__file__).parent
+    own = Path(__file__)
+
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", *words], cwd=own.parent, capture_output=True, text=True, timeout=10, check=True)
+        return found.stdout.strip()
+
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=here, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        git("ls-files", "--error-unmatch", own.name)  # an installed copy may lie inside somebody else's repository
+        return git("describe", "--always", "--dirty", "--abbrev=12")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None

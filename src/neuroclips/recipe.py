@@ -84,8 +84,8 @@ class TargetsRecipe(_Part):
 class RidgeRecipe(_Part):
     """himalaya ridge; alphas are chosen per target by run-wise cross-validation."""
 
-    alphas: tuple[float, ...] = tuple(float(10**e) for e in range(1, 8))
-    targets_batch: int = Field(2048, ge=1, description="targets solved at a time; bounds memory")
+    alphas: tuple[float, ...] = tuple(10 ** (e / 2) for e in range(-6, 7))
+    targets_batch: int = Field(4096, ge=1, description="targets solved at a time; bounds memory")
 
 
 class GenerateRecipe(_Part):
@@ -120,7 +120,9 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _data_come_from_somewhere(self) -> Recipe:
         if (self.film is None) == (self.data.root is None):
-            raise ValueError("give either 'film' (a simulated subject) or 'data.root' (your scans), not both or neither")
+            raise ValueError(
+                "give either 'film' (a simulated subject) or 'data.root' (your scans), not both or neither"
+            )
         return self
 
 

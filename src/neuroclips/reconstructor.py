@@ -1,8 +1,8 @@
 """The story: film from brain activity, top to bottom.
 
-    voxels --perception--> latents of F frames (colour, layout, motion)
-    voxels --semantics---> CLIP tokens of the keyframe (what it is)
-    Guidance(latents, tokens, ...) --generator--> video
+voxels --perception--> latents of F frames (colour, layout, motion)
+voxels --semantics---> CLIP tokens of the keyframe (what it is)
+Guidance(latents, tokens, ...) --generator--> video
 """
 
 from __future__ import annotations

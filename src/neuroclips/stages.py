@@ -5,6 +5,7 @@ Every function takes (run directory, own directory, recipe, console). The order,
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,16 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from neuroclips.artefacts import file_hash, read_arrays, read_json, stable_seed, write_arrays, write_json, written_aside
+from neuroclips.artefacts import (
+    file_hash,
+    read_arrays,
+    read_card,
+    read_json,
+    stable_seed,
+    write_arrays,
+    write_json,
+    written_aside,
+)
 from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips, Targets
 from neuroclips.data.frames import write_clip_video
@@ -24,10 +34,12 @@ from neuroclips.decoders.ridge import RidgeDecoder
 from neuroclips.evaluation.floors import mean_frame_videos, mean_video_videos, shuffle_across_scenes
 from neuroclips.evaluation.identification import correlation_scores
 from neuroclips.evaluation.scores import Scored, score_identification, score_videos
-from neuroclips.evaluation.table import read_scores, write_scores
+from neuroclips.evaluation.table import write_scores
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import Reconstructor
+from neuroclips.report.from_run import report_data
+from neuroclips.report.page import write_report
 from neuroclips.video.guidance import Guidance
 
 SPLITS = ("train", "validation", "test")
@@ -46,11 +58,11 @@ def progress_bar(console: Console) -> Iterator[Report]:
 
 def simulate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Make the film, and a subject who watches it. The truth goes to ``truth/``; only ``observe`` reads it."""
-    from neuroclips.simulation.subject import simulate as make  # late: needs the optional extra 'demo'
+    from neuroclips.simulation.study import simulate_study  # late: needs the optional extra 'demo'
 
     assert recipe.film is not None
     with progress_bar(console) as report:
-        return make(recipe.film, recipe.brain, own, seed=recipe.seed, progress=report)
+        return simulate_study(recipe.film, recipe.brain, own, seed=recipe.seed, progress=report)
 
 
 def prepare(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
@@ -62,7 +74,7 @@ def prepare(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str,
 
 def weights_hashes(recipe: Recipe) -> dict[str, str]:
     """Hashes of the frozen networks' weights: new weights make old targets stale."""
-    hashes = {}
+    hashes: dict[str, str] = {}
     for kind in ("vae", "clip"):
         folder = resolve(getattr(recipe.targets, kind), kind)
         hashes |= {f"{kind}/{p.name}": file_hash(p) for p in sorted(folder.glob("*.safetensors"))}
@@ -90,10 +102,8 @@ def _load_targets(run: Path, split: str) -> Targets:
 def fit(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Fit the decoders on training clips."""
     prepared = data.load_clips(run / "prepare")
-    decoders = {
-        part: RidgeDecoder(recipe.ridge.alphas, recipe.ridge.targets_batch) for part in ("perception", "semantics")
-    }
-    reconstructor = Reconstructor(recipe.targets.vae, recipe.targets.clip, **decoders)
+    perception, semantics = (RidgeDecoder(recipe.ridge.alphas, recipe.ridge.targets_batch) for _ in range(2))
+    reconstructor = Reconstructor(recipe.targets.vae, recipe.targets.clip, perception, semantics)
     reconstructor.fit(
         prepared.train, prepared.validation, _load_targets(run, "train"), _load_targets(run, "validation")
     )
@@ -196,7 +206,7 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
                         "ridge",
                         read_arrays(made / f"guidance-{k}.safetensors")[space],
                         getattr(_load_targets(run, "test"), space),
-                        reference=np.mean(getattr(_load_targets(run, "train"), space), axis=0, dtype=np.float32),
+                        reference=np.asarray(getattr(_load_targets(run, "train"), space), np.float32).mean(axis=0),
                         segment=test.segment,
                         onset=test.onset,
                         floors={"shuffled": list(read_arrays(made / f"shuffled-{k}.safetensors")[space])},
@@ -231,7 +241,9 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
             )
     scores = [score for part in parts for score in part.scores]
     write_scores(own / "scores.json", scores)
-    per_clip = pd.concat([part.per_clip.assign(n_repeats=part.scores[0].n_repeats) for part in parts], ignore_index=True)
+    per_clip = pd.concat(
+        [part.per_clip.assign(n_repeats=part.scores[0].n_repeats) for part in parts], ignore_index=True
+    )
     with written_aside(own / "per_clip.parquet") as aside:
         per_clip.to_parquet(aside)
     write_scores(run / "scores.json", scores)
@@ -258,3 +270,13 @@ def _count_opening(run: Path) -> int:
     count = read_json(path)["times"] + 1 if path.exists() else 1
     write_json(path, {"times": count})
     return count
+
+
+def report(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """The page of the run, ``report.html`` in the run directory."""
+    names = ("simulate", "prepare", "targets", "fit", "reconstruct", "observe", "evaluate")
+    cards = {name: card for name in names if (card := read_card(run / name)) is not None}
+    page = report_data(run, recipe, cards)
+    write_report(own / "report.html", page)
+    shutil.copyfile(own / "report.html", run / "report.html")
+    return {"clips": len(page.clips)}

@@ -86,5 +86,5 @@ def test_refusals(make_clips):
         RidgeDecoder().fit(train, features[:-1])
     with pytest.raises(DataError, match="at least 2 training runs; there is 1"):
         RidgeDecoder().fit(make_clips(n_segments=1)[0], features[:13])
-    with pytest.raises(DataError, match="40 voxels; this decoder was fitted on 41"):
+    with pytest.raises(DataError, match="40 voxels; the decoder was fitted on 41"):
         RidgeDecoder().fit(train, features).predict(np.zeros((2, 40), np.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -74,8 +74,11 @@ class Clips:
 
     def take(self, index: np.ndarray) -> Clips:
         """The clips at ``index``, as the same split."""
-        rows = ("bold", "present", "frames", "segment", "onset", "scene")
-        return replace(self, **{name: np.asarray(getattr(self, name)[index]) for name in rows})
+        rows: dict[str, Any] = {
+            name: np.asarray(getattr(self, name)[index])
+            for name in ("bold", "present", "frames", "segment", "onset", "scene")
+        }
+        return replace(self, **rows)
 
 
 class TrainingClips(Clips):

@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 
 from neuroclips.artefacts import written_aside
 from neuroclips.errors import DataError
-from neuroclips.shapes import UInt8
+from neuroclips.shapes import Int, UInt8
 
 
 @dataclass(frozen=True)
@@ -130,15 +130,28 @@ def read_clips(
     shape = (n_trs, frames_per_clip, 3, size, size)
     clips = np.empty(shape, np.uint8) if out is None else out
     assert clips.shape == shape
-    done, square = 0, _Square(size)
+    for done, picture in enumerate(stream_frames(path, wanted, size)):
+        clips[divmod(done, frames_per_clip)] = picture
+    return clips
+
+
+def stream_frames(path: Path, wanted: Int[np.ndarray, " n"], size: int) -> Iterator[UInt8[np.ndarray, "3 size size"]]:
+    """The frames with the ``wanted`` numbers, ascending (a number may recur), decoded in one pass: centre square,
+    RGB. A film that ends before the last one is a DataError."""
+    numbers, square = iter(wanted), _Square(size)
+    number = next(numbers)
     with _opened(path) as (container, stream):
         for index, frame in enumerate(container.decode(stream)):
-            if index == wanted[done]:
-                clips[divmod(done, frames_per_clip)] = square(frame)
-                done += 1
-                if done == len(wanted):
-                    return clips
-    raise DataError(f"{path}: decoding stopped before frame {wanted[done]} of {info.n_frames}; the film is damaged")
+            if index < number:
+                continue
+            picture = square(frame)
+            while number == index:
+                yield picture
+                following = next(numbers, None)
+                if following is None:
+                    return
+                number = following
+    raise DataError(f"{path}: decoding stopped before frame {number}; the film is damaged")
 
 
 class _Square:

@@ -82,19 +82,21 @@ class RidgeDecoder:
         """Fit on training clips; validation clips are not needed, alphas are cross-validated inside training."""
         refuse_test_clips(train, validation)
         if len(targets) != len(train):
-            raise DataError(f"ridge was given {len(train)} clips and {len(targets)} targets; expected one target a clip")
+            raise DataError(f"ridge was given {len(train)} clips and {len(targets)} targets; expected as many")
         x = train.responses()
         y = np.asarray(targets, np.float32).reshape(len(targets), -1)
         self.shape_ = targets.shape[1:]
         self.x_mean_, self.y_mean_ = x.mean(axis=0), y.mean(axis=0)
         self.x_ = x - self.x_mean_
-        self.dual_, self.alpha_ = solve_ridge_cv(self.x_, y - self.y_mean_, train.segment, self.alphas, self.targets_batch)
+        self.dual_, self.alpha_ = solve_ridge_cv(
+            self.x_, y - self.y_mean_, train.segment, self.alphas, self.targets_batch
+        )
         return self
 
     def predict(self, responses: Float32[np.ndarray, "B V"]) -> Float32[np.ndarray, "B ..."]:
         """Targets of clips with ``responses`` at unit variance (``Clips.responses``)."""
         if responses.shape[1] != self.x_.shape[1]:
-            raise DataError(f"responses have {responses.shape[1]} voxels; this decoder was fitted on {self.x_.shape[1]}")
+            raise DataError(f"responses have {responses.shape[1]} voxels; the decoder was fitted on {self.x_.shape[1]}")
         kernel = (responses - self.x_mean_) @ self.x_.T / self.x_.shape[1]
         return (kernel @ self.dual_ + self.y_mean_).reshape(len(responses), *self.shape_).astype(np.float32)
 
@@ -107,9 +109,12 @@ class RidgeDecoder:
         write_arrays(directory / "ridge.safetensors", {name: getattr(self, name) for name in names})
         chosen, counts = np.unique(self.alpha_, return_counts=True)
         about = {
-            "decoder": "ridge", "shape": list(self.shape_), "alphas": list(self.alphas), "targets_batch": self.targets_batch,
+            "decoder": "ridge",
+            "shape": list(self.shape_),
+            "alphas": list(self.alphas),
+            "targets_batch": self.targets_batch,
             "alpha_counts": {f"{a:g}": int(n) for a, n in zip(chosen, counts)},
-        }  # fmt: skip
+        }
         write_json(directory / "decoder.json", about)
         return about
 

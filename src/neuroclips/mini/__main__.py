@@ -21,9 +21,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @app.command()
 def vae(
-    movies: Annotated[Path | None, typer.Option(help="folder of natural films to mix in (a quarter of the data)")] = None,
-    out: Out = None, steps: Steps = 30_000, minutes: Minutes = 180, scenes: Scenes = 16, workers: Workers = 2, seed: Seed = 1,
-) -> None:  # fmt: skip
+    movies: Annotated[Path | None, typer.Option(help="folder of natural films to mix in (a fifth more data)")] = None,
+    out: Out = None,
+    steps: Steps = 30_000,
+    minutes: Minutes = 180,
+    scenes: Scenes = 16,
+    workers: Workers = 2,
+    seed: Seed = 1,
+) -> None:
     """Train the mini autoencoder."""
     from neuroclips.mini.train_vae import main
 
@@ -33,8 +38,13 @@ def vae(
 
 @app.command()
 def clip(
-    out: Out = None, steps: Steps = 20_000, minutes: Minutes = 180, scenes: Scenes = 128, workers: Workers = 2, seed: Seed = 1,
-) -> None:  # fmt: skip
+    out: Out = None,
+    steps: Steps = 20_000,
+    minutes: Minutes = 180,
+    scenes: Scenes = 128,
+    workers: Workers = 2,
+    seed: Seed = 1,
+) -> None:
     """Train the mini CLIP."""
     from neuroclips.mini.train_clip import main
 

@@ -44,7 +44,9 @@ def scene_batches(*, size: int, frames: int, scenes: int, seed: int, workers: in
     return iter(loader)
 
 
-def held_out_scenes(n: int, *, size: int, seed: int, things: Sequence[Thing] = TRAINING_THINGS) -> tuple[np.ndarray, list[str]]:
+def held_out_scenes(
+    n: int, *, size: int, seed: int, things: Sequence[Thing] = TRAINING_THINGS
+) -> tuple[np.ndarray, list[str]]:
     """One middle frame (n, 3, H, W) uint8 and the caption of ``n`` scenes with different captions, for scoring."""
     rng = np.random.default_rng(stable_seed("mini held out", seed))
     frames: dict[str, np.ndarray] = {}

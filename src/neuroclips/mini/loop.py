@@ -19,7 +19,7 @@ EMA_DECAY = 0.999
 
 def train(
     module: nn.Module,
-    loss: Callable[[nn.Module, Any], tuple[torch.Tensor, dict[str, float]]],
+    loss: Callable[[Any, Any], tuple[torch.Tensor, dict[str, float]]],
     batches: Iterator[Any],
     *,
     steps: int,
@@ -28,7 +28,7 @@ def train(
     device: str,
     minutes: float = math.inf,
     save_every_s: float = 60.0,
-) -> tuple[nn.Module, list[dict[str, float]]]:
+) -> tuple[Any, list[dict[str, float]]]:
     """Train ``module`` in place and return its averaged weights (EMA) and the curve of logged losses.
 
     The learning rate warms up over 2 % of the run and falls to zero by a cosine; progress is counted in steps or in
@@ -37,9 +37,12 @@ def train(
     """
     console = Console(stderr=True)
     module = module.to(device).train()
-    averaged = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY))
+    averaged = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
+    )
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=0.01)
-    step, spent, curve = 0, 0.0, []
+    step, spent = 0, 0.0
+    curve: list[dict[str, float]] = []
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         module.load_state_dict(state["module"])

@@ -39,7 +39,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def config(words: PreTrainedTokenizerFast) -> CLIPConfig:
-    """About 5 M parameters; patches of 16 pixels."""
+    """3.4 M parameters; patches of 16 pixels."""
     text = dict(
         vocab_size=len(words), hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
         max_position_embeddings=MAX_WORDS, pad_token_id=words.pad_token_id, bos_token_id=words.bos_token_id,
@@ -62,7 +62,7 @@ class ClipWithTokenHead(nn.Module):
     def __init__(self, clip: CLIPModel):
         super().__init__()
         self.clip = clip
-        self.projector = nn.Linear(clip.config.vision_config.hidden_size, clip.config.projection_dim, bias=False)
+        self.projector = nn.Linear(clip.visual_projection.in_features, clip.visual_projection.out_features, bias=False)
 
 
 def loss(model: ClipWithTokenHead, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
@@ -78,7 +78,7 @@ def loss(model: ClipWithTokenHead, batch: dict) -> tuple[torch.Tensor, dict[str,
     same = batch["caption"][:, None] == batch["caption"][None]
     twins = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
     target = torch.arange(len(text), device=text.device)
-    total, logged = 0.0, {}
+    total, logged = torch.zeros((), device=text.device), {}
     for name, image in (("summary", summary), ("tokens", model.projector(tokens.mean(dim=1)))):
         logits = scale * functional.normalize(image, dim=-1).float() @ text.T
         logits = logits.masked_fill(twins, -torch.inf)
@@ -98,7 +98,8 @@ def batches(scenes: int, words: PreTrainedTokenizerFast, *, seed: int, workers: 
         number = {c: i for i, c in enumerate(captions)}
         yield {
             "pixels": x * gain + 0.1 * torch.randn(len(x), 3, 1, 1, device=device), "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"], "caption": torch.tensor([number[c] for c in captions], device=device),
+            "attention_mask": batch["attention_mask"],
+            "caption": torch.tensor([number[c] for c in captions], device=device),
         }  # fmt: skip
 
 
@@ -107,11 +108,11 @@ def caption_top1(clip: Clip, projector: np.ndarray, images: np.ndarray, captions
     tokens, summary = clip.images(images)
     mean = tokens.mean(axis=1) @ projector.T
     text = clip.texts(captions)
-    found = {"summary": [], "tokens": []}
+    found: dict[str, list[float]] = {"summary": [], "tokens": []}
     for start in range(0, len(captions) - 99, 100):
         block = slice(start, start + 100)
         for name, image in (("summary", summary), ("tokens", mean)):
-            found[name].append(np.mean((image[block] @ text[block].T).argmax(1) == np.arange(100)))
+            found[name].append(float(np.mean((image[block] @ text[block].T).argmax(1) == np.arange(100))))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
@@ -119,15 +120,15 @@ def main(out: Path, *, steps: int, minutes: float, scenes: int, workers: int, se
     """Train, score on held-out scenes, write weights, tokenizer, projector and card to ``out``; returns the card."""
     torch.manual_seed(seed)
     words = tokenizer()
-    model = ClipWithTokenHead(CLIPModel(config(words)))
+    untrained = ClipWithTokenHead(CLIPModel(config(words)))
     stream = batches(scenes, words, seed=seed, workers=workers, device=device)
     model, curve = train(
-        model, loss, stream, steps=steps, minutes=minutes, learning_rate=7e-4,
+        untrained, loss, stream, steps=steps, minutes=minutes, learning_rate=7e-4,
         checkpoint=out.parent / "clip.checkpoint.pt", device=device,
     )  # fmt: skip
     clip = Clip(model.clip, words, device=device)
     projector = model.projector.weight.detach().float().cpu().numpy()  # (P, D)
-    scores = {}
+    scores: dict[str, float] = {}
     for name, things in (("held_out_scenes", None), ("unseen_things", HELD_OUT_THINGS)):
         chosen = {} if things is None else {"things": things}
         top1 = caption_top1(clip, projector, *held_out_scenes(500, size=SIZE, seed=seed, **chosen))

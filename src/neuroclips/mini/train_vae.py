@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ NATURAL_SHARE = 0.2
 HELD_OUT_FILMS = ("dog", "coffee", "city")  # natural films kept for scoring, when the folder has them
 
 
-def loss(vae: AutoencoderKL, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+def loss(vae: Any, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
     """L1 and squared error per pixel in [-1, 1], squared error of finite differences (edges), and KL to a Gaussian."""
     posterior = vae.encode(x).latent_dist
     y = vae.decode(posterior.sample()).sample.float()
@@ -72,7 +73,8 @@ def main(
     """Train, score on held-out scenes, write weights and card to ``out``; returns the card."""
     torch.manual_seed(seed)
     natural = natural if natural is not None else natural_frames(movies, size=96) if movies else {}
-    model = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+    model: Any = AutoencoderKL(**CONFIG)
+    model = model.to(memory_format=torch.channels_last)
     stream = batches(scenes, natural, seed=seed, workers=workers, device=device)
     model, curve = train(
         model, loss, stream, steps=steps, minutes=minutes, learning_rate=8e-4,
@@ -94,7 +96,8 @@ def main(
         "made_by": "python -m neuroclips.mini vae", "seed": seed, "steps": curve[-1]["step"],
         "seconds": curve[-1]["seconds"], "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "frames_a_step": int(4 * scenes * (1 + NATURAL_SHARE * bool(natural))), "natural_films": sorted(natural),
-        "parameters": sum(p.numel() for p in model.parameters()), "scores": scores, "curve": curve[:: max(1, len(curve) // 50)],
+        "parameters": sum(p.numel() for p in model.parameters()), "scores": scores,
+        "curve": curve[:: max(1, len(curve) // 50)],
     }  # fmt: skip
     vae.model.half().save_pretrained(out)
     write_json(out / "card.json", card)

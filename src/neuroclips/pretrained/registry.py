@@ -18,5 +18,7 @@ def resolve(name_or_folder: str | Path, kind: str) -> Path:
         return Path(str(files("neuroclips").joinpath("mini", "weights", kind)))
     folder = Path(name_or_folder)
     if not (folder / "config.json").exists():
-        raise ArtefactError(f"{folder}: no config.json; expected 'mini' or a {kind} folder in diffusers/transformers layout")
+        raise ArtefactError(
+            f"{folder}: no config.json; expected 'mini' or a {kind} folder in diffusers/transformers layout"
+        )
     return folder

