@@ -176,11 +176,15 @@ def repeats_of(recipe: Recipe, available: int) -> list[int]:
 
 def observe(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """The ideal observer, who knows the simulated brain: similarity (B, B) of each test clip's scans to every clip."""
-    from neuroclips.simulation.observer import observe as look  # late: needs the optional extra 'demo'
+    from neuroclips.simulation.observer import identification_scores  # late: needs the optional extra 'demo'
 
     prepared = data.load_clips(run / "prepare")
     repeats = repeats_of(recipe, prepared.test.bold.shape[1])
-    found = {f"repeats-{k}": look(run / "simulate" / "truth", prepared, n_repeats=k) for k in repeats}
+    truth, mask, delay = run / "simulate" / "truth", np.asarray(prepared.mask), prepared.delay_trs
+    found = {
+        f"repeats-{k}": identification_scores(prepared.test, mask, truth, delay_trs=delay, n_repeats=k)
+        for k in repeats
+    }
     write_arrays(own / "similarity.safetensors", found)
     return {"repeats": repeats}
 

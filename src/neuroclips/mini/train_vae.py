@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from neuroclips.artefacts import stable_seed, write_json
+from neuroclips.artefacts import read_json, stable_seed, write_json
 from neuroclips.mini.corpus import held_out_scenes, natural_frames, scene_batches
 from neuroclips.mini.loop import train
 from neuroclips.pretrained.vae import Vae
@@ -34,7 +34,7 @@ def loss(vae: Any, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
     squared, absolute = (y - x).square().mean(), (y - x).abs().mean()
     edges = sum((torch.diff(y, dim=d) - torch.diff(x, dim=d)).square().mean() for d in (2, 3))
     kl = posterior.kl().mean()
-    total = 0.5 * absolute + 4 * squared + edges + KL_WEIGHT * kl
+    total = 0.25 * absolute + 8 * squared + 0.5 * edges + KL_WEIGHT * kl
     psnr = -10 * torch.log10(squared / 4)
     return total, {"loss": total.item(), "psnr": psnr.item(), "kl": kl.item()}
 
@@ -67,17 +67,18 @@ def psnr(vae: Vae, images: np.ndarray) -> float:
 
 
 def main(
-    out: Path, *, movies: Path | None, natural: dict[str, np.ndarray] | None = None, steps: int, minutes: float,
-    scenes: int, workers: int, seed: int, device: str,
+    out: Path, *, movies: Path | None, natural: dict[str, np.ndarray] | None = None, start: Path | None = None,
+    steps: int, minutes: float, scenes: int, workers: int, seed: int, device: str,
 ) -> dict:  # fmt: skip
     """Train, score on held-out scenes, write weights and card to ``out``; returns the card."""
     torch.manual_seed(seed)
     natural = natural if natural is not None else natural_frames(movies, size=96) if movies else {}
-    model: Any = AutoencoderKL(**CONFIG)
+    before = None if start is None else read_json(start / "card.json")
+    model: Any = AutoencoderKL(**CONFIG) if start is None else AutoencoderKL.from_pretrained(start).float()
     model = model.to(memory_format=torch.channels_last)
     stream = batches(scenes, natural, seed=seed, workers=workers, device=device)
     model, curve = train(
-        model, loss, stream, steps=steps, minutes=minutes, learning_rate=8e-4,
+        model, loss, stream, steps=steps, minutes=minutes, learning_rate=8e-4 if start is None else 4e-4,
         checkpoint=out.parent / "vae.checkpoint.pt", device=device,
     )  # fmt: skip
     known, _ = held_out_scenes(300, size=SIZE, seed=seed)
@@ -95,7 +96,7 @@ def main(
         "what": "mini autoencoder, picture-book world and natural frames, 64 pixels",
         "made_by": "python -m neuroclips.mini vae", "seed": seed, "steps": curve[-1]["step"],
         "seconds": curve[-1]["seconds"], "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "frames_a_step": int(4 * scenes * (1 + NATURAL_SHARE * bool(natural))), "natural_films": sorted(natural),
+        "frames_a_step": int(4 * scenes * (1 + NATURAL_SHARE * bool(natural))), "natural_films": [name for name in sorted(natural) if name not in HELD_OUT_FILMS], "continued_from": before,
         "parameters": sum(p.numel() for p in model.parameters()), "scores": scores,
         "curve": curve[:: max(1, len(curve) // 50)],
     }  # fmt: skip

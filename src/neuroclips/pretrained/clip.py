@@ -56,7 +56,7 @@ class Clip:
         """Tokens (n, K, D) and unit-length summaries (n, P) of uint8 images, float32."""
         tokens, summaries = [], []
         for start in range(0, len(images), self.batch):
-            x = torch.from_numpy(np.ascontiguousarray(images[start : start + self.batch])).to(self.device)
+            x = torch.tensor(images[start : start + self.batch]).to(self.device)
             t, s = image_tokens(self.model, pixels(x, self.model.config.vision_config.image_size))
             tokens.append(t.cpu().numpy())
             summaries.append(torch.nn.functional.normalize(s, dim=-1).cpu().numpy())

@@ -37,7 +37,7 @@ class Vae:
         lead, flat = images.shape[:-3], images.reshape(-1, *images.shape[-3:])
         parts = []
         for start in range(0, len(flat), self.batch):
-            x = torch.from_numpy(np.ascontiguousarray(flat[start : start + self.batch])).to(self.device)
+            x = torch.tensor(flat[start : start + self.batch]).to(self.device)
             x = x.float() / 127.5 - 1  # [0, 255] -> [-1, 1]
             parts.append((self.model.encode(x).latent_dist.mode() * self.model.config.scaling_factor).cpu().numpy())
         latents = np.concatenate(parts)
@@ -49,7 +49,7 @@ class Vae:
         lead, flat = latents.shape[:-3], latents.reshape(-1, *latents.shape[-3:])
         parts = []
         for start in range(0, len(flat), self.batch):
-            z = torch.from_numpy(np.ascontiguousarray(flat[start : start + self.batch])).to(self.device).float()
+            z = torch.tensor(flat[start : start + self.batch]).to(self.device).float()
             x = self.model.decode(z / self.model.config.scaling_factor).sample  # [-1, 1]
             parts.append(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy())
         images = np.concatenate(parts)

@@ -84,7 +84,9 @@ def motion_filters() -> dict[str, np.ndarray]:
         "x": (p.centerh - 0.5) * FIELD_OF_VIEW,
         "y": (0.5 - p.centerv) * FIELD_OF_VIEW,
         "sigma": p.spatial_env * FIELD_OF_VIEW,
-        "direction": p.direction,
+        # pymoten 0.1.3 names the direction opposite to the one its filter prefers: a grating that drifts rightward
+        # drives the filters named 180 twenty times as much as those named 0.
+        "direction": (p.direction + 180) % 360,
         "spatial": p.spatial_freq,
         "temporal": p.temporal_freq,
     }
@@ -101,8 +103,11 @@ def film_features(path: Path, truth: pd.DataFrame | None, t_r: float) -> Feature
     """Features of one film. ``truth`` is its table of frames; without one, meaning is made from image statistics."""
     info = film_info(path)
     n_trs = count_trs(path, info, t_r)
-    per_clip = round(t_r / STEP) * FRAMES_PER_STEP
-    frames = read_clips(path, n_trs, t_r, per_clip, PIXELS).reshape(-1, 3, PIXELS, PIXELS)
+    held = 1  # steps of motion energy that a frame stays: more than one only for films slower than 16 frames a second
+    while FRAMES_PER_STEP / held > float(info.fps) * STEP and held < FRAMES_PER_STEP:
+        held *= 2
+    per_clip = round(t_r / STEP) * FRAMES_PER_STEP // held
+    frames = read_clips(path, n_trs, t_r, per_clip, PIXELS).reshape(-1, 3, PIXELS, PIXELS).repeat(held, axis=0)
     light = opponent(frames)
     layout = _cells(_steps(light))
     variance = _cells(_steps(light[:, :1] ** 2)) - layout[:, :1] ** 2
@@ -149,7 +154,7 @@ _ACTOR = len(CATEGORIES) + len(ATTRIBUTES) + IDENTITY + len(MOTIONS)
 
 
 def thing_code(name: str) -> Float[np.ndarray, " D"]:
-    """Category, attributes, and a random identity of unit length, fixed by the name: what unseen things share with none."""
+    """Category, attributes, and a random identity of unit length that its name fixes and that it shares with none."""
     thing = thing_named(name)
     category = np.array([float(thing.category == c) for c in CATEGORIES])
     attributes = np.array([thing.attributes[a] - 0.3 for a in ATTRIBUTES])
@@ -212,7 +217,7 @@ STATISTICS = 40  # width of the projected image statistics
 
 
 def statistics_meaning(
-    images: Float32[np.ndarray, "N 3 H W"], contrast: Float32[np.ndarray, "N H W"]
+    images: Float32[np.ndarray, "N 3 H W"], contrast: Float32[np.ndarray, "N cells cells"]
 ) -> Float32[np.ndarray, "N M"]:
     """A stand-in for meaning in films without a truth table, from global image statistics.
 

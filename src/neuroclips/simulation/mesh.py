@@ -48,7 +48,9 @@ def laplacian(points: np.ndarray, triangles: np.ndarray) -> sparse.csr_matrix:
         o, i, j = triangles[:, corner], triangles[:, (corner + 1) % 3], triangles[:, (corner + 2) % 3]
         u, v = points[i] - points[o], points[j] - points[o]
         cotangent = (u * v).sum(1) / np.linalg.norm(np.cross(u, v), axis=1)
-        rows.append(i), columns.append(j), weights.append(cotangent / 2)
+        rows.append(i)
+        columns.append(j)
+        weights.append(cotangent / 2)
     w = sparse.coo_matrix((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n))
     w = (w + w.T).tocsr()
     w.data = np.maximum(w.data, 1e-3)  # obtuse triangles give negative weights, which would break the maximum principle

@@ -83,12 +83,12 @@ def tune(fields: ReceptiveFields, axes: MeaningAxes, seed: int) -> Tuning:
     voxel = np.flatnonzero((fields.group > 0) & (fields.coverage() > LEAST_COVERAGE))
     x, y, sigma = fields.x[voxel], fields.y[voxel], fields.sigma[voxel]
     group = fields.group[voxel]
-    n_codes = len(axes.weight)
     rng = np.random.default_rng([seed, 11])
-    smooth = cortical_noise(rng, width=5.0, columns=2 + 4 + 3 + 1 + 1 + n_codes)[voxel]
+    columns = np.cumsum([1, 1, len(COMPONENTS), 3, 1, 1, len(axes.weight)])
+    smooth = cortical_noise(rng, width=5.0, columns=int(columns[-1]))[voxel]
     own = rng.standard_normal(smooth.shape, np.float32)
     noise = np.sqrt(0.8) * smooth + np.sqrt(0.2) * own  # (V, columns), unit variance
-    direction, speed, mix, colour, gain, delay, code = np.split(noise, [1, 2, 6, 9, 10, 11], axis=1)
+    direction, speed, mix, colour, gain, delay, code = np.split(noise, columns[:-1], axis=1)
 
     mixture = np.array([(0.0,) * 4, *(MIXTURES[g] for g in GROUPS[1:])])[group] * np.exp(0.4 * mix)
     base = np.array([0.5, *(RELIABILITY[g] for g in GROUPS[1:])])[group]

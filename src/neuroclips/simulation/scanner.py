@@ -155,4 +155,4 @@ def write_run(path: Path, bold: Float32[np.ndarray, "G T"], t_r: float) -> None:
         raise DataError(f"{path}: {bold.shape[0]} grayordinates; expected {N_GRAYORDINATES}")
     with written_aside(path) as aside, aside.open("wb") as file:
         file.write(_header(bold.shape[1], t_r))
-        file.write(np.ascontiguousarray(bold, "<f4"))
+        file.write(np.ascontiguousarray(bold, "<f4").data)

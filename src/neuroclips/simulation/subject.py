@@ -158,7 +158,7 @@ def _make_truth(
         return components(watched[name], tuning, n_volumes=n_volumes, lead=lead, t_r=T_R)
 
     training = [name for name in films if not is_test(name)] or list(films)
-    total = sum(gram(parts(name), sizes[name], REFERENCE_DELAY) for name in training)
+    total = np.sum([gram(parts(name), sizes[name], REFERENCE_DELAY) for name in training], axis=0)
     n_trs = sum(sizes[name] for name in training)
     quiet = {
         name: scanner.detrended_noise_variance(sizes[name] + spare_volumes(name) + TRAILING_SPARES, sizes[name], T_R)

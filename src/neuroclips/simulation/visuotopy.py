@@ -107,7 +107,7 @@ def _ends(edges: sparse.csr_matrix, points: np.ndarray, area: np.ndarray) -> tup
     for _ in range(3):  # repeated sweeps to the farthest vertex converge on the diameter
         distance = csgraph.dijkstra(inner, indices=end)
         start, end = end, int(np.argmax(np.where(np.isfinite(distance), distance, -1)))
-    a, b = index[start], index[end]
+    a, b = int(index[start]), int(index[end])
     return (a, b) if points[a, 1] < points[b, 1] else (b, a)
 
 
@@ -127,8 +127,8 @@ def early_fields(side: str, area: np.ndarray) -> tuple[np.ndarray, np.ndarray, f
 
     # V1: the border's two arcs between the ends are the vertical meridians.
     rim = _touching(edges, v1, ~v1)
-    for end in (fovea, tip):
-        rim &= np.linalg.norm(points - points[end], axis=1) > END_GAP
+    for pole in (fovea, tip):
+        rim &= np.linalg.norm(points - points[pole], axis=1) > END_GAP
     rim_index = np.flatnonzero(rim)
     _, piece = csgraph.connected_components(edges[rim_index][:, rim_index], directed=False)
     long_arcs = sorted(np.argsort(np.bincount(piece))[-2:], key=lambda p: points[rim_index[piece == p], 2].mean())
@@ -139,14 +139,11 @@ def early_fields(side: str, area: np.ndarray) -> tuple[np.ndarray, np.ndarray, f
     # V2 and V3 mirror it. The half (upper or lower) is decided by the nearer arc of V1's border.
     to_ventral, to_dorsal = (csgraph.dijkstra(edges, indices=arc, min_only=True) for arc in (ventral, dorsal))
     half = np.where(to_ventral < to_dorsal, 1.0, -1.0)
-    for band, before, after, start, end in (
-        (v2, v1, v3, 90.0, 0.0),
-        (v3, v2, ~(v1 | v2 | v3), 0.0, 90.0),
-    ):
-        near, far = _touching(edges, band, before), _touching(edges, band, after)
-        fixed = {int(i): float((far[i] + (0 if near[i] else 1) * far[i]) / 2) for i in np.flatnonzero(near | far)}
-        position = harmonic(operator, band, fixed)
-        angle[band] = (half * (start + (end - start) * position))[band]
+    for band, inner, outer, at_inner, at_outer in ((v2, v1, v3, 90, 0), (v3, v2, ~(v1 | v2 | v3), 0, 90)):
+        near, far = _touching(edges, band, inner).astype(float), _touching(edges, band, outer).astype(float)
+        on_border = np.flatnonzero(near + far)  # a vertex on both borders, where the band is thin, is half-way
+        position = harmonic(operator, band, {int(i): far[i] / (near[i] + far[i]) for i in on_border})
+        angle[band] = (half * (at_inner + (at_outer - at_inner) * position))[band]
 
     visual = np.isin(area, [name for names in AREAS.values() for name in names])
     border = {int(i): float(distance[i]) for i in index}
@@ -171,7 +168,7 @@ def receptive_fields(seed: int) -> ReceptiveFields:
         later = group[part] > 1
         uniform = np.stack([rankdata(n) / later.sum() for n in noise[part][later].T])  # (2, later), flat in (0, 1]
         angle[later] = 180 * uniform[0] - 90
-        # Extension by Laplace tells the confluence from the periphery only near V3; farther on, smooth noise does.
+        # Laplace's extension tells fovea from periphery only near V3; farther on, smooth noise does, within 10 deg.
         reach = np.where(np.isnan(mm[later]), 0.5, mm[later] / (k * np.log1p(FAR_PERIPHERY / FOVEAL_CONSTANT)))
         mm[later] = k * np.log1p(10 * np.clip(0.5 * reach + 0.6 * uniform[1], 0, 1) / FOVEAL_CONSTANT)
         e = eccentricity_at(mm, k)
