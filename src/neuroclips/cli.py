@@ -38,7 +38,10 @@ def _parse(changes: list[str] | None) -> dict[str, Any]:
         key, equals, value = change.partition("=")
         if not equals:
             raise RecipeError(f"--set {change!r}: expected KEY=VALUE, such as film.train_segments=6")
-        parsed[key.strip()] = yaml.safe_load(value)
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {change!r}: the value is not valid YAML ({error})") from error
     return parsed
 
 
@@ -47,7 +50,11 @@ def _run(recipe: str, out: Path | None, changes: dict[str, Any], until: str | No
 
     loaded = load_recipe(recipe, changes)
     directory = out or Path("runs") / loaded.name
-    cards = pipeline.run(loaded, directory, until=until)
+    try:
+        cards = pipeline.run(loaded, directory, until=until)
+    except KeyboardInterrupt:  # here and not in main: typer would swallow it
+        typer.echo("interrupted; finished work is kept, the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"total {sum(card['seconds'] for card in cards.values()):.0f} s of work in {directory}")
     if "report" in cards:
         typer.echo(f"scores  {directory / 'scores.json'}\nreport  {directory / 'report.html'}")
@@ -70,7 +77,9 @@ def demo(
     """A simulated subject watches film; the film is decoded from the scans. Ten minutes on a laptop."""
     changes = _parse(set_)
     if movies is not None:
-        changes = {"film.movies": str(movies.resolve()), "name": "movies", **changes}
+        # A folder rarely holds enough film for the demo's four test segments, each second of which is shown once.
+        shorter = {"film.test_segments": 2, "data.test": ["test1", "test2"]}
+        changes = {"name": "movies", "film.movies": str(movies.resolve()), **shorter, **changes}
     _run("demo", out, changes, None)
 
 
@@ -92,26 +101,22 @@ for _name, _text in {
     _stage_command(_name, f"{_text} Runs the stages before it where they are missing.")
 
 
-@app.command()
+@app.command(epilog="Example: `neuroclips recipes`")
 def recipes() -> None:
     """List the recipes that ship with the package."""
     for name in named_recipes():
         typer.echo(f"{name:12} {load_recipe(name).description}")
 
 
-@app.command()
+@app.command(epilog="Example: `neuroclips version`")
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line, not a traceback; Ctrl-C says how to go on."""
+    """Entry point: a user's mistake is one line, not a traceback."""
     try:
         app()
-    except NeuroClipsError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; finished work is kept, the same command goes on from there")
-    except OSError as error:
+    except (NeuroClipsError, OSError) as error:
         sys.exit(f"error: {error}")

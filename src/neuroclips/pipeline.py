@@ -8,6 +8,7 @@ the stage that was cut starts again, and inside ``simulate`` every finished film
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import threading
 import time
@@ -21,11 +22,12 @@ import psutil
 from rich.console import Console
 
 from neuroclips import stages
-from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json
+from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json, written_aside
 from neuroclips.errors import ArtefactError
 from neuroclips.recipe import Recipe
 
 PACKAGES = ("neuroclips", "numpy", "torch", "diffusers", "transformers", "himalaya", "nibabel", "av")
+SHOWN = {"evaluate": "scores.json", "report": "report.html"}  # copied to the top of the run directory, for people
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,20 @@ def run(
             card = _make(stage, key, directory, recipe, cards, console)
             console.print(f"{label}  done in {card['seconds']:.0f} s, peak memory {card['peak_memory_gb']:.1f} GB")
         cards[stage.name] = card
+        _show(directory, stage.name)
         if stage.name == until:
             break
     return cards
+
+
+def _show(run_directory: Path, stage: str) -> None:
+    """Copy what people look for to the top of the run directory, where it is missing or old."""
+    if stage not in SHOWN:
+        return
+    made, shown = run_directory / stage / SHOWN[stage], run_directory / SHOWN[stage]
+    if not shown.exists() or file_hash(shown) != file_hash(made):
+        with written_aside(shown) as aside:
+            shutil.copyfile(made, aside)
 
 
 def _key(stage: Stage, recipe: Recipe, cards: dict[str, dict[str, Any]]) -> str:
@@ -126,6 +139,8 @@ def _make(
     (own / "card.json").unlink(missing_ok=True)
     own.mkdir(parents=True, exist_ok=True)
     begun.write_text(key)
+    for part in own.rglob(".*.part"):  # what a killed process was writing
+        part.unlink()
     with _Meter() as meter:
         said = stage.work(run_directory, own, recipe, console)
     files = {

@@ -5,7 +5,6 @@ Every function takes (run directory, own directory, recipe, console). The order,
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -250,7 +249,6 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     )
     with written_aside(own / "per_clip.parquet") as aside:
         per_clip.to_parquet(aside)
-    write_scores(run / "scores.json", scores)
     return {"rows": len(scores), "ceiling": ceiling_name, "test_split_opened": _count_opening(run)}
 
 
@@ -277,10 +275,9 @@ def _count_opening(run: Path) -> int:
 
 
 def report(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """The page of the run, ``report.html`` in the run directory."""
+    """The page of the run, ``report.html``."""
     names = ("simulate", "prepare", "targets", "fit", "reconstruct", "observe", "evaluate")
     cards = {name: card for name in names if (card := read_card(run / name)) is not None}
     page = report_data(run, recipe, cards)
     write_report(own / "report.html", page)
-    shutil.copyfile(own / "report.html", run / "report.html")
     return {"clips": len(page.clips)}

@@ -46,7 +46,9 @@ class Clip:
     def load(cls, name_or_folder: str | Path, *, device: str = "cpu") -> Clip:
         """Load ``mini`` (shipped with the package) or a folder in transformers layout; never from the network."""
         from transformers import AutoTokenizer, CLIPModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # a bar for files of a second or two
         folder = resolve(name_or_folder, "clip")
         model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return cls(model, AutoTokenizer.from_pretrained(folder, local_files_only=True), device=device)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neuroclips.artefacts import read_arrays
+from neuroclips.artefacts import read_arrays, read_json
 from neuroclips.data.prepare import Prepared, load_clips
 from neuroclips.evaluation.table import Score, read_scores
+from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
 from neuroclips.report.charts import Curve, Series, VoxelSummary
 from neuroclips.report.page import Credit, ReportClip, ReportData, RunCard, ScoreName, Stage
@@ -37,7 +38,7 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
         )
     return ReportData(
         title=f"NeuroClips: {recipe.name}",
-        what=f"{len(prepared.test)} clips of film ({minutes['test']:.0f} minutes that no decoder had seen)",
+        what=f"{len(prepared.test)} clips of film ({minutes['test']:.1f} minutes that no decoder had seen)",
         source=(
             f"{int(prepared.mask.sum()):,} voxels of {'a simulated' if simulated else 'one'} subject, "
             f"averaging {most} presentations, after training on {minutes['train']:.0f} minutes"
@@ -51,6 +52,7 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
         notice=notice,
         lag_curve=_lag_curve(cards["prepare"]["summary"]),
         repeats_curve=_repeats_curve(scores),
+        training_curves=_training_curves(recipe),
         voxels=_voxels(prepared),
         card=_card(recipe, cards),
         credits=_credits(cards),
@@ -110,6 +112,26 @@ def _repeats_curve(scores: Sequence[Score]) -> Curve | None:
         levels={"chance": rows[0].chance or 0.0},
         note="The share of test clips found at first choice among all test clips, from the mean of so many scans.",
     )
+
+
+def _training_curves(recipe: Recipe) -> list[Curve]:
+    """How the frozen networks were trained, from the cards beside their weights (weights of the user's have none)."""
+    curves = []
+    for kind, quantity, label in (("vae", "psnr", "PSNR of the round trip (dB)"), ("clip", "tokens_top1", "top-1")):
+        path = resolve(getattr(recipe.targets, kind), kind) / "card.json"
+        if path.exists():
+            card = read_json(path)
+            points = card["curve"]
+            curves.append(
+                Curve(
+                    title=f"Training of the {card['what'].split(',')[0]}",
+                    x_label="step",
+                    y_label=label,
+                    series=[Series("training batches", [p["step"] for p in points], [p[quantity] for p in points])],
+                    note=f"{card['seconds'] / 60:.0f} minutes on {card['device']}; held-out scores are in its card.",
+                )
+            )
+    return curves
 
 
 def _numbers(rows: Sequence[Score], name: str) -> list[float]:

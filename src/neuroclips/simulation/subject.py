@@ -11,12 +11,15 @@ and on: volume 2), with the blank screen before and after it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from neuroclips.artefacts import content_hash, file_hash, read_arrays, stable_seed, write_arrays, write_json
 from neuroclips.data.bold import crop, detrend
@@ -33,6 +36,7 @@ from neuroclips.simulation.visuotopy import GROUPS, receptive_fields
 if TYPE_CHECKING:
     import pandas as pd
 
+MAX_WORKERS = 4  # a run of 245 volumes takes about 0.4 GB in each
 REFERENCE_DELAY = 2  # TRs; where variances and noise ceilings are taken, as in method a.4
 
 Progress = Callable[[int, int, str], None]
@@ -92,7 +96,8 @@ def simulate_subject(
         )
     sizes = {name: count_trs(path, film_info(path), T_R) for name, path in films.items()}
     if made is None:
-        _make_truth(films, sizes, truth_dir, scene_truth, recipe, seed, tell)
+        with _workers() as pool:
+            _make_truth(films, sizes, truth_dir, scene_truth, recipe, seed, pool, tell)
         write_json(truth_dir / "subject.json", settings | {"key": key})
 
     runs = [
@@ -118,10 +123,17 @@ def simulate_subject(
         return f"{segment} repeat {repeat}"
 
     scanner.smoothing_scale(), scanner.grayordinates()  # cached before threads ask for them
-    with ThreadPoolExecutor(2) as pool:
+    with _workers() as pool:
         for done, what in enumerate(pool.map(scan, runs), start=1):
             tell(done, len(runs), what)
     return summary(truth_dir) | {"runs": len(runs), "meaning": settings["meaning"]}
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads for films and runs, each with one BLAS thread: more of those contend, which doubled processor time."""
+    with threadpool_limits(1), ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
+        yield pool
 
 
 def _made_key(truth_dir: Path) -> str | None:
@@ -136,6 +148,7 @@ def _make_truth(
     scene_truth: Mapping[str, pd.DataFrame] | None,
     recipe: BrainRecipe,
     seed: int,
+    pool: ThreadPoolExecutor,
     tell: Progress,
 ) -> None:
     """Write the noise-free responses of every film and, last, what is true of the brain."""
@@ -147,10 +160,9 @@ def _make_truth(
     def watch(name: str) -> film.Features:
         return film.film_features(films[name], None if scene_truth is None else scene_truth[name], T_R)
 
-    with ThreadPoolExecutor(2) as pool:  # decoding films and filtering them take turns
-        for done, (name, seen) in enumerate(zip(films, pool.map(watch, films)), start=1):
-            watched[name] = seen
-            tell(done, len(films), f"what drives voxels in {name}")
+    for done, (name, seen) in enumerate(zip(films, pool.map(watch, films)), start=1):
+        watched[name] = seen
+        tell(done, len(films), f"what drives voxels in {name}")
 
     def parts(name: str) -> np.ndarray:
         lead = spare_volumes(name)
@@ -169,7 +181,7 @@ def _make_truth(
     ceiling = np.zeros(len(tuning.voxel))
     for name in films:
         response = np.einsum("itv,vi->tv", parts(name), gain).astype(np.float32)
-        write_arrays(truth_dir / f"{name}.safetensors", {"response": response})
+        write_arrays(truth_dir / f"{name}.safetensors", {"response": response[:, np.argsort(tuning.voxel)]})
         if name in training:
             variance = detrend(crop(response, sizes[name], REFERENCE_DELAY)).var(0)
             ceiling += reliability_of(variance, quiet[name]) / len(training)
@@ -185,7 +197,7 @@ def _brain_truth(fields: Any, tuning: Tuning, ceiling: np.ndarray, gain: np.ndar
     return {
         "x": fields.x, "y": fields.y, "sigma": fields.sigma,  # (59412,) degrees; NaN without a field
         "group": fields.group.astype(np.uint8),  # index into GROUPS; driven voxels are in `driven`
-        "driven": tuning.voxel.astype(np.int32),  # columns of `response`
+        "driven": np.sort(tuning.voxel).astype(np.int32),  # columns of `response`
         "latency": spread(np.array(LATENCIES)[tuning.latency]),  # seconds against the canonical response
         "strength": spread(gain, 0.0),  # (59412, 4) gain of each component
         "ceiling": spread(ceiling, 0.0),  # expected correlation between single repeats

@@ -1,0 +1,215 @@
+"""A run is complete, traceable, skipped when nothing changed, and survives being killed."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from tiny_run import copied, walk
+
+from neuroclips import pipeline
+from neuroclips.errors import ArtefactError
+from neuroclips.recipe import load_recipe
+
+STAGES = ["simulate", "prepare", "targets", "fit", "reconstruct", "observe", "evaluate", "report"]
+
+
+def visible(directory: Path) -> dict[str, Path]:
+    """Files by name under a stage, without its card and hidden files."""
+    return {
+        str(p.relative_to(directory)): p
+        for p in directory.rglob("*")
+        if p.is_file() and not p.name.startswith(".") and p.name != "card.json"
+    }
+
+
+def done_stages(said: str) -> list[str]:
+    return [line.split()[1] for line in said.splitlines() if "  done in " in line]
+
+
+def skipped_stages(said: str) -> list[str]:
+    return [line.split()[1] for line in said.splitlines() if line.endswith("up to date, skipped")]
+
+
+def test_every_stage_finishes_in_order_and_says_so(tiny_run):
+    assert list(tiny_run.cards) == done_stages(tiny_run.said) == STAGES
+    assert skipped_stages(tiny_run.said) == []
+    for name, stage in {"scores.json": "evaluate", "report.html": "report"}.items():
+        assert (tiny_run.directory / name).read_bytes() == (tiny_run.directory / stage / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_card_tells_where_its_files_come_from(tiny_run, name):
+    own = tiny_run.directory / name
+    card = json.loads((own / "card.json").read_text())
+    stage = next(s for s in pipeline.plan(tiny_run.recipe) if s.name == name)
+    assert card["stage"] == name
+    assert card["recipe"] == json.loads(tiny_run.recipe.model_dump_json())
+    assert card["seed"] == tiny_run.recipe.seed
+    assert card["versions"] == {p: version(p) for p in pipeline.PACKAGES}
+    assert card["parents"] == {p: tiny_run.cards[p]["content"] for p in stage.parents}
+    assert 0 < card["seconds"] < 600
+    assert 0.05 < card["peak_memory_gb"] < 64
+    assert card["files"] == {
+        file: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for file, path in visible(own).items()
+    }
+    assert not list(own.rglob("*.part"))
+
+
+def test_a_second_run_skips_everything_and_changes_nothing(tiny_run):
+    def state():
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in tiny_run.directory.rglob("*")}
+
+    before = state()
+    cards, said = walk(tiny_run.recipe, tiny_run.directory)
+    assert skipped_stages(said) == STAGES
+    assert done_stages(said) == []
+    assert cards == {name: json.loads((tiny_run.directory / name / "card.json").read_text()) for name in STAGES}
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "first_stages"),
+    [
+        ("seed", 4, {"simulate", "reconstruct", "evaluate"}),
+        ("film.size", 80, {"simulate"}),
+        ("brain.signal", 2, {"simulate"}),
+        ("data.delay_trs", 3, {"prepare"}),
+        ("ridge.targets_batch", 64, {"fit"}),
+        ("generate.generators", ["blurry"], {"reconstruct"}),
+        ("generate.test_repeats", [2], {"reconstruct", "observe"}),
+        ("evaluate.shuffles", 3, {"reconstruct", "evaluate"}),
+        ("evaluate.bootstrap", 200, {"evaluate"}),
+        ("description", "another", {"report"}),
+    ],
+)
+def test_a_setting_belongs_to_the_stages_that_use_it(tiny_run, key, value, first_stages):
+    """What a stage is keyed by; everything after it is keyed by its content."""
+    parts = tiny_run.recipe.model_dump(mode="json")
+    *parents, leaf = key.split(".")
+    inner = parts
+    for parent in parents:
+        inner = inner[parent]
+    assert inner[leaf] != value
+    inner[leaf] = value
+    changed = type(tiny_run.recipe).model_validate(parts)
+    keys = {s.name: pipeline._key(s, changed, tiny_run.cards) for s in pipeline.plan(changed)}
+    assert {name for name, new in keys.items() if new != tiny_run.cards[name]["key"]} == first_stages
+
+
+def test_a_changed_setting_runs_only_the_stages_that_depend_on_it(tiny_run, tmp_path):
+    run = copied(tiny_run.directory, tmp_path / "run")
+    (run / "evaluate" / "stray.txt").write_text("left by another version")
+    changed = tiny_run.recipe.model_copy(
+        update={"evaluate": tiny_run.recipe.evaluate.model_copy(update={"bootstrap": 150})}
+    )
+    cards, said = walk(changed, run)
+    assert done_stages(said) == ["evaluate", "report"]
+    assert skipped_stages(said) == STAGES[:6]
+    assert not (run / "evaluate" / "stray.txt").exists()
+    new, old = (json.loads((d / "scores.json").read_text()) for d in (run, tiny_run.directory))
+    assert [row["value"] for row in new] == [row["value"] for row in old]
+    assert [row["ci_low"] for row in new] != [row["ci_low"] for row in old]
+    assert cards["evaluate"]["summary"]["test_split_opened"] == 2
+    assert "2 times in this run directory" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated"])
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [("fit", "perception/ridge.safetensors"), ("observe", "similarity.safetensors"), ("evaluate", "per_clip.parquet")],
+)
+def test_a_damaged_artefact_makes_its_stage_run_again(tiny_run, tmp_path, stage, file, damage):
+    run = copied(tiny_run.directory, tmp_path / "run")
+    whole = (run / stage / file).read_bytes()
+    (run / stage / file).unlink()
+    if damage == "truncated":
+        (run / stage / file).write_bytes(whole[:-1])
+    cards, said = walk(tiny_run.recipe, run)
+    assert done_stages(said) == [stage]  # what comes out is the same, so nothing after it runs
+    assert (run / stage / file).read_bytes() == whole
+    assert cards[stage]["content"] == tiny_run.cards[stage]["content"]
+
+
+def test_scores_and_page_come_back_to_the_top_of_the_run(tiny_run, tmp_path):
+    run = copied(tiny_run.directory, tmp_path / "run")
+    (run / "scores.json").unlink()
+    (run / "report.html").unlink()
+    (run / "report.html").write_text("an older page")
+    _, said = walk(tiny_run.recipe, run)
+    assert skipped_stages(said) == STAGES
+    for name in ("scores.json", "report.html"):
+        assert (run / name).read_bytes() == (tiny_run.directory / name).read_bytes()
+
+
+def test_until_stops_after_a_stage(tiny_run, tmp_path):
+    run = copied(tiny_run.directory, tmp_path / "run")
+    for name in ("fit", "evaluate"):
+        (run / name / "card.json").unlink()
+    cards, said = walk(tiny_run.recipe, run, until="fit")
+    assert (list(cards), done_stages(said)) == (STAGES[:4], ["fit"])
+    assert not (run / "evaluate" / "card.json").exists()
+
+
+def test_unknown_stages_are_refused_before_anything_runs(tiny_run, tmp_path):
+    with pytest.raises(ArtefactError, match=r"no stage 'fitt' in this recipe; there are simulate, prepare, .*report"):
+        pipeline.run(tiny_run.recipe, tmp_path / "run", until="fitt")
+    own = load_recipe("smoke", {"film": None, "data.root": str(tiny_run.scans)})
+    with pytest.raises(ArtefactError, match=r"no stage 'observe' in this recipe; there are prepare, "):
+        pipeline.run(own, tmp_path / "run", until="observe")
+    assert not (tmp_path / "run").exists()
+
+
+def start(recipe: Path, run: Path) -> subprocess.Popen:
+    command = "from neuroclips.cli import main; main()"
+    with (run.parent / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", command, "run", str(recipe), "--out", str(run)], stdout=log, stderr=log
+        )
+
+
+def kill_at(process: subprocess.Popen, run: Path, pattern: str) -> None:
+    """SIGKILL, which no process can answer, as soon as a file appears; its workers must end by themselves."""
+    deadline = time.monotonic() + 240
+    while not any(run.glob(pattern)):
+        assert process.poll() is None, f"ended before {pattern} was there"
+        assert time.monotonic() < deadline, f"waited too long for {pattern}"
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert alive == []
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tiny_run, tmp_path):
+    run, recipe = tmp_path / "run", tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(json.loads(tiny_run.recipe.model_dump_json())))
+    for stage, pattern in (
+        ("simulate", "simulate/video_fmri_dataset/stimuli/*.mp4"),
+        ("simulate", "simulate/video_fmri_dataset/subject1/fmri/*/cifti/*.nii"),
+        ("prepare", "prepare/train.safetensors"),
+        ("reconstruct", "reconstruct/guidance-1.safetensors"),
+    ):
+        kill_at(start(recipe, run), run, pattern)
+        assert not (run / stage / "card.json").exists()
+        found = {s: visible(run / s) for s in STAGES if (run / s).exists()}
+        assert found[stage]
+        for s, files in found.items():  # what is visible is whole
+            for name, path in files.items():
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == tiny_run.cards[s]["files"][name]["sha256"], path
+    assert start(recipe, run).wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert (run / "scores.json").read_bytes() == (tiny_run.directory / "scores.json").read_bytes()
+    for stage in STAGES[:-1]:  # the page tells seconds and memory
+        card = json.loads((run / stage / "card.json").read_text())
+        assert card["files"] == tiny_run.cards[stage]["files"], stage
+    assert not list(run.rglob("*.part"))
+    assert json.loads((run / "test_split_opened.json").read_text()) == {"times": 1}

@@ -1,0 +1,72 @@
+"""The page of a run says what the run's files say."""
+
+import html
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+if "tiny_run" not in sys.modules:  # one run for the whole session, shared with tests/pipeline
+    _path = Path(__file__).parents[1] / "pipeline" / "tiny_run.py"
+    _spec = importlib.util.spec_from_file_location("tiny_run", _path)
+    _module = importlib.util.module_from_spec(_spec)
+    sys.modules["tiny_run"] = _module
+    _spec.loader.exec_module(_module)
+from tiny_run import tiny_run  # noqa: E402, F401
+
+from neuroclips.data.prepare import load_clips  # noqa: E402
+from neuroclips.evaluation.table import format_value, read_scores  # noqa: E402
+from neuroclips.report.from_run import HEADLINE  # noqa: E402
+
+
+@pytest.fixture
+def page(tiny_run):  # noqa: F811
+    return (tiny_run.directory / "report.html").read_text()
+
+
+def visible_text(page):
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def test_every_test_clip_is_on_the_page(tiny_run, page):  # noqa: F811
+    ids = load_clips(tiny_run.directory / "prepare").test.ids
+    assert len(ids) == 20
+    assert [clip for clip in ids if clip not in page] == []
+
+
+def test_the_headline_is_the_score_with_most_repeats(tiny_run, page):  # noqa: F811
+    scores = read_scores(tiny_run.directory / "scores.json")
+    name = (HEADLINE.space, HEADLINE.method, HEADLINE.metric)
+    rows = {s.n_repeats: s for s in scores if (s.space, s.method, s.metric) == name}
+    assert set(rows) == {1, 2}
+    row, text = rows[2], visible_text(page)
+    assert f"first choice for {format_value(row.value, row.unit)} of {row.n} clips" in text
+    assert f"chance is {format_value(row.chance, row.unit)}" in text.lower()
+    assert f"“shuffled” reaches {format_value(row.floors['shuffled'], row.unit)}" in text
+    assert f"ceiling is {format_value(row.ceiling, row.unit)}" in text
+
+
+def test_the_table_holds_the_values_of_the_scores_file(tiny_run, page):  # noqa: F811
+    text = visible_text(page)
+    rows = [row for row in json.loads((tiny_run.directory / "scores.json").read_text()) if row["n_repeats"] == 2]
+    assert {row["space"] for row in rows} == {"tokens", "latents", "video"}
+    missing = [row for row in rows if format_value(row["value"], row["unit"]) not in text]
+    assert missing == []
+
+
+def test_the_page_says_that_the_subject_is_simulated_and_whose_pictures_it_shows(page):
+    text = visible_text(page)
+    assert "The subject is simulated" in text
+    assert "OpenMoji" in text
+
+
+def test_the_page_stands_alone(page):
+    assert "default-src 'none'" in page
+    assert not re.search(r"<(link|iframe|object|embed|base)\b", page)
+    assert not re.search(r"""(?:src|poster|srcset)\s*=\s*["']?\s*(?:https?:|//|/|\.)""", page)
+    assert not re.search(r"""url\(\s*["']?\s*(?!data:)[\w/.]""", page)
+    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|import)\s*\(", page)
