@@ -1,7 +1,7 @@
 """Ridge with an alpha for every target, chosen across runs: ours (himalaya's dual solver) against scikit-learn.
 
-    python benchmarks/ridge.py                 # the size of the demo, about two minutes on two cores
-    python benchmarks/ridge.py --targets 512   # quicker
+    python benchmarks/ridge.py                 # the size of the demo: six minutes of processor time, most for `Ridge`
+    python benchmarks/ridge.py --targets 256   # half of that
 
 All sides get the same arrays in this process: 15 runs of 50 clips, 9,254 voxels, 3,072 targets, 13 alphas, 5 folds of
 whole runs. It stops if ours and the references that do the same thing disagree. "times ours" compares processor time,

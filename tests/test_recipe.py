@@ -29,6 +29,9 @@ def test_changes_are_laid_over():
         ({"film.size": "big"}, r"film\.size: .*valid integer"),
         ({"data.test": ["seg1"]}, r"seg1.* two splits"),
         ({"seed.x": 1}, "'seed' is not a group"),
+        ({"film.unseen_things": 0.7, "film.new_places": 0.5}, r"film: .*at most 1 together"),
+        ({"brain.subject": 2}, r"brain\.subject 2 .*data\.subject 1"),
+        ({"ridge.alphas": [1, 0]}, r"ridge\.alphas\.1: .*greater than 0"),
         ({"data.root": "scans"}, "either 'film'.*or 'data.root'"),
     ],
 )

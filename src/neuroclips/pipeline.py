@@ -50,8 +50,13 @@ def plan(recipe: Recipe) -> list[Stage]:
     source = ("simulate",) if simulated else ()
     scores = ("prepare", "targets", "reconstruct", *(("observe",) if simulated else ()))
     stages_ = [
-        Stage("simulate", stages.simulate, (), lambda r: [r.film, r.brain, r.seed]),
-        Stage("prepare", stages.prepare, source, lambda r: [r.data]),
+        Stage(
+            "simulate",
+            stages.simulate,
+            (),
+            lambda r: [r.film, r.brain, r.seed, stages.source_files(r.film and r.film.movies)],
+        ),
+        Stage("prepare", stages.prepare, source, lambda r: [r.data, stages.source_files(r.data.root)]),
         Stage("targets", stages.targets, ("prepare",), lambda r: [r.targets, stages.weights_hashes(r)]),
         Stage("fit", stages.fit, ("prepare", "targets"), lambda r: [r.ridge]),
         Stage(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,6 +31,16 @@ class FilmRecipe(_Part):
     size: int = Field(128, ge=64, le=512, multiple_of=16, description="pixels, square")
     unseen_things: float = Field(0.25, ge=0, le=1, description="share of test scenes with a thing never seen before")
     new_places: float = Field(0.25, ge=0, le=1, description="share of test scenes with a known thing in a new place")
+
+
+    @model_validator(mode="after")
+    def _shares_fit_into_one(self) -> FilmRecipe:
+        if self.unseen_things + self.new_places > 1:
+            raise ValueError(
+                f"unseen_things {self.unseen_things:g} and new_places {self.new_places:g} are shares of the same test "
+                "scenes; expected at most 1 together"
+            )
+        return self
 
 
 class BrainRecipe(_Part):
@@ -84,7 +94,7 @@ class TargetsRecipe(_Part):
 class RidgeRecipe(_Part):
     """himalaya ridge; alphas are chosen per target by run-wise cross-validation."""
 
-    alphas: tuple[float, ...] = tuple(10 ** (e / 2) for e in range(-6, 7))
+    alphas: tuple[Annotated[float, Field(gt=0)], ...] = tuple(10 ** (e / 2) for e in range(-6, 7))
     targets_batch: int = Field(4096, ge=1, description="targets solved at a time; bounds memory")
 
 
@@ -122,6 +132,11 @@ class Recipe(_Part):
         if (self.film is None) == (self.data.root is None):
             raise ValueError(
                 "give either 'film' (a simulated subject) or 'data.root' (your scans), not both or neither"
+            )
+        if self.film is not None and self.brain.subject != self.data.subject:
+            raise ValueError(
+                f"brain.subject {self.brain.subject} is simulated but data.subject {self.data.subject} is prepared; "
+                "expected the same number"
             )
         return self
 

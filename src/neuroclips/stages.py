@@ -55,6 +55,12 @@ def progress_bar(console: Console) -> Iterator[Report]:
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
+def source_files(folder: Path | None) -> dict[str, list[int]]:
+    """Size and time of change (ns) of every file of the user's below ``folder``: new ones make old results stale."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder is not None else []
+    return {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
+
+
 def simulate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Make the film, and a subject who watches it. The truth goes to ``truth/``; only ``observe`` reads it."""
     from neuroclips.simulation.study import simulate_study  # late: needs the optional extra 'demo'

@@ -9,4 +9,4 @@ if "tiny_run" not in sys.modules:
     sys.modules["tiny_run"] = _module
     _spec.loader.exec_module(_module)
 
-from tiny_run import tiny_run  # noqa: E402, F401
+from tiny_run import tiny_run  # noqa: F401

@@ -166,9 +166,7 @@ def test_shuffled_responses_of_a_brain_that_saw_it_do_not(scored):
 def test_pixels_beat_the_mean_frame_only_with_a_signal(scored):
     def beats_mean_frame(scores):
         return {
-            s.metric: s.differences["mean frame"][0] > 0
-            for s in scores
-            if (s.space, s.method) == ("video", "blurry")
+            s.metric: s.differences["mean frame"][0] > 0 for s in scores if (s.space, s.method) == ("video", "blurry")
         }
 
     assert beats_mean_frame(scored[1.0])["PSNR"]

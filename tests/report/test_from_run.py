@@ -15,11 +15,11 @@ if "tiny_run" not in sys.modules:  # one run for the whole session, shared with 
     _module = importlib.util.module_from_spec(_spec)
     sys.modules["tiny_run"] = _module
     _spec.loader.exec_module(_module)
-from tiny_run import tiny_run  # noqa: E402, F401
+from tiny_run import tiny_run  # noqa: F401
 
-from neuroclips.data.prepare import load_clips  # noqa: E402
-from neuroclips.evaluation.table import format_value, read_scores  # noqa: E402
-from neuroclips.report.from_run import HEADLINE  # noqa: E402
+from neuroclips.data.prepare import load_clips
+from neuroclips.evaluation.table import format_value, read_scores
+from neuroclips.report.from_run import HEADLINE
 
 
 @pytest.fixture

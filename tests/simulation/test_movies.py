@@ -1,5 +1,7 @@
 """Films of one's own: dealt to training or test, cut to whole clips, every frame the one its time asks for."""
 
+import itertools
+
 import av
 import numpy as np
 import pytest
@@ -81,7 +83,7 @@ def test_segments_last_whole_clips_and_test_film_is_shown_once(folder, asked):
             assert shot.start + shot.seconds <= film_info(shot.path).seconds + 1e-6
     shown = sorted((s.path, s.start, s.seconds) for name, shots in plan.items() if name.startswith("test")
                    for s in shots)  # fmt: skip
-    for (path, start, seconds), (following, later, _) in zip(shown, shown[1:]):
+    for (path, start, seconds), (following, later, _) in itertools.pairwise(shown):
         assert path != following or start + seconds <= later + 1e-6
 
 

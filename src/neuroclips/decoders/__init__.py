@@ -6,7 +6,7 @@ Every decoder has the interface ``Decoder``: linear ones (``ridge``) today, the 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from neuroclips.data.clips import TrainingClips, ValidationClips
 from neuroclips.shapes import Float, Float32
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """Predicts one target array per clip from the clip's voxels.
 

@@ -22,6 +22,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @app.command()
 def vae(
     movies: Annotated[Path | None, typer.Option(help="folder of natural films to mix in (a fifth more data)")] = None,
+    start: Annotated[Path | None, typer.Option(help="go on from the weights in this folder, at half the rate")] = None,
     out: Out = None,
     steps: Steps = 30_000,
     minutes: Minutes = 180,
@@ -32,8 +33,8 @@ def vae(
     """Train the mini autoencoder."""
     from neuroclips.mini.train_vae import main
 
-    print(main(out or resolve("mini", "vae"), movies=movies, steps=steps, minutes=minutes, scenes=scenes,
-               workers=workers, seed=seed, device=DEVICE)["scores"])  # fmt: skip
+    print(main(out or resolve("mini", "vae"), movies=movies, start=start, steps=steps, minutes=minutes,
+               scenes=scenes, workers=workers, seed=seed, device=DEVICE)["scores"])  # fmt: skip
 
 
 @app.command()

@@ -119,12 +119,13 @@ def caption_top1(clip: Clip, projector: np.ndarray, images: np.ndarray, captions
 def main(out: Path, *, steps: int, minutes: float, scenes: int, workers: int, seed: int, device: str) -> dict:
     """Train, score on held-out scenes, write weights, tokenizer, projector and card to ``out``; returns the card."""
     torch.manual_seed(seed)
+    checkpoint = out.with_suffix(".checkpoint.pt")  # beside the weights until they are written
     words = tokenizer()
     untrained = ClipWithTokenHead(CLIPModel(config(words)))
     stream = batches(scenes, words, seed=seed, workers=workers, device=device)
     model, curve = train(
         untrained, loss, stream, steps=steps, minutes=minutes, learning_rate=7e-4,
-        checkpoint=out.parent / "clip.checkpoint.pt", device=device,
+        checkpoint=checkpoint, device=device,
     )  # fmt: skip
     clip = Clip(model.clip, words, device=device)
     projector = model.projector.weight.detach().float().cpu().numpy()  # (P, D)
@@ -144,4 +145,5 @@ def main(out: Path, *, steps: int, minutes: float, scenes: int, workers: int, se
     words.save_pretrained(out)
     write_arrays(out / "projector.safetensors", {"weight": projector.astype(np.float16)})
     write_json(out / "card.json", card)
+    checkpoint.unlink()
     return card

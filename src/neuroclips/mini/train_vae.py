@@ -72,6 +72,7 @@ def main(
 ) -> dict:  # fmt: skip
     """Train, score on held-out scenes, write weights and card to ``out``; returns the card."""
     torch.manual_seed(seed)
+    checkpoint = out.with_suffix(".checkpoint.pt")  # beside the weights until they are written
     natural = natural if natural is not None else natural_frames(movies, size=96) if movies else {}
     before = None if start is None else read_json(start / "card.json")
     model: Any = AutoencoderKL(**CONFIG) if start is None else AutoencoderKL.from_pretrained(start).float()
@@ -79,7 +80,7 @@ def main(
     stream = batches(scenes, natural, seed=seed, workers=workers, device=device)
     model, curve = train(
         model, loss, stream, steps=steps, minutes=minutes, learning_rate=8e-4 if start is None else 4e-4,
-        checkpoint=out.parent / "vae.checkpoint.pt", device=device,
+        checkpoint=checkpoint, device=device,
     )  # fmt: skip
     known, _ = held_out_scenes(300, size=SIZE, seed=seed)
     vae = Vae(model, device=device)
@@ -102,4 +103,5 @@ def main(
     }  # fmt: skip
     vae.model.half().save_pretrained(out)
     write_json(out / "card.json", card)
+    checkpoint.unlink()
     return card

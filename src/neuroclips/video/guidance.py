@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Guidance:
         return len(self.ids)
 
 
+@runtime_checkable
 class VideoGenerator(Protocol):
     """Turns guidance into one video a clip. ``name`` appears in scores, file names and the page."""
 
