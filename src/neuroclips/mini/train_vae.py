@@ -95,12 +95,18 @@ def main(
             scores[f"psnr_natural_{name}"] = psnr(vae, crop)
     card = {
         "what": "mini autoencoder, picture-book world and natural frames, 64 pixels",
-        "made_by": "python -m neuroclips.mini vae", "seed": seed, "steps": curve[-1]["step"],
-        "seconds": curve[-1]["seconds"], "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "frames_a_step": int(4 * scenes * (1 + NATURAL_SHARE * bool(natural))), "natural_films": [name for name in sorted(natural) if name not in HELD_OUT_FILMS], "continued_from": before,
-        "parameters": sum(p.numel() for p in model.parameters()), "scores": scores,
+        "made_by": "python -m neuroclips.mini vae",
+        "seed": seed,
+        "steps": curve[-1]["step"],
+        "seconds": curve[-1]["seconds"],
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "frames_a_step": int(4 * scenes * (1 + NATURAL_SHARE * bool(natural))),
+        "natural_films": [name for name in sorted(natural) if name not in HELD_OUT_FILMS],
+        "continued_from": before,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "scores": scores,
         "curve": curve[:: max(1, len(curve) // 50)],
-    }  # fmt: skip
+    }
     vae.model.half().save_pretrained(out)
     write_json(out / "card.json", card)
     checkpoint.unlink()
