@@ -28,7 +28,7 @@ Directory = Annotated[
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help="change one setting, such as film.train_segments=6", show_default=False),
+    typer.Option("--set", "-s", help="change one setting, such as brain.signal=0.5", show_default=False),
 ]
 
 
@@ -37,7 +37,7 @@ def _parse(changes: list[str] | None) -> dict[str, Any]:
     for change in changes or []:
         key, equals, value = change.partition("=")
         if not equals:
-            raise RecipeError(f"--set {change!r}: expected KEY=VALUE, such as film.train_segments=6")
+            raise RecipeError(f"--set {change!r}: expected KEY=VALUE, such as brain.signal=0.5")
         try:
             parsed[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:

@@ -1,7 +1,7 @@
 """A recipe: the complete description of a run, read from YAML. Unknown keys are refused.
 
 ``neuroclips run demo`` reads the recipe of that name that ships with the package; a path works too, and single
-values can be changed on the command line (``--set film.train_segments=4``).
+values can be changed on the command line (``--set brain.signal=0.5``).
 """
 
 from __future__ import annotations

@@ -121,14 +121,16 @@ def _training_curves(recipe: Recipe) -> list[Curve]:
         path = resolve(getattr(recipe.targets, kind), kind) / "card.json"
         if path.exists():
             card = read_json(path)
-            points = card["curve"]
+            first = card.get("continued_from") or {"curve": [], "steps": 0, "seconds": 0}
+            later = [{**point, "step": point["step"] + first["steps"]} for point in card["curve"]]
+            points = [*first["curve"], *later]
             curves.append(
                 Curve(
                     title=f"Training of the {card['what'].split(',')[0]}",
                     x_label="step",
                     y_label=label,
                     series=[Series("training batches", [p["step"] for p in points], [p[quantity] for p in points])],
-                    note=f"{card['seconds'] / 60:.0f} minutes on {card['device']}; held-out scores are in its card.",
+                    note=f"{(card['seconds'] + first['seconds']) / 60:.0f} minutes on {card['device']}; held-out scores are in its card.",
                 )
             )
     return curves
@@ -157,7 +159,7 @@ def _card(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> RunCard:
         "seed": str(recipe.seed),
         "commit": str(evaluated["commit"]),
         "identification ceiling": evaluated["summary"]["ceiling"],
-        "test split scored": f"{evaluated['summary']['test_split_opened']} times in this run directory",
+        "test split scored": f"{evaluated['summary']['test_split_opened']} x in this run directory",
         "voxel selection": f"{selection['method']}{', fallback to the most reliable' if selection['fallback'] else ''}",
     }
     for number, warning in enumerate(cards["prepare"]["summary"]["warnings"], 1):
