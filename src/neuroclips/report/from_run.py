@@ -124,13 +124,14 @@ def _training_curves(recipe: Recipe) -> list[Curve]:
             first = card.get("continued_from") or {"curve": [], "steps": 0, "seconds": 0}
             later = [{**point, "step": point["step"] + first["steps"]} for point in card["curve"]]
             points = [*first["curve"], *later]
+            minutes = (card["seconds"] + first["seconds"]) / 60
             curves.append(
                 Curve(
                     title=f"Training of the {card['what'].split(',')[0]}",
                     x_label="step",
                     y_label=label,
                     series=[Series("training batches", [p["step"] for p in points], [p[quantity] for p in points])],
-                    note=f"{(card['seconds'] + first['seconds']) / 60:.0f} minutes on {card['device']}; held-out scores are in its card.",
+                    note=f"{minutes:.0f} minutes on {card['device']}; held-out scores are in its card.",
                 )
             )
     return curves
