@@ -54,7 +54,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             "simulate",
             stages.simulate,
             (),
-            lambda r: [r.film, r.brain, r.seed, stages.source_files(r.film and r.film.movies)],
+            lambda r: [r.film, r.brain, r.seed, stages.source_files(r.film.movies if r.film else None)],
         ),
         Stage("prepare", stages.prepare, source, lambda r: [r.data, stages.source_files(r.data.root)]),
         Stage("targets", stages.targets, ("prepare",), lambda r: [r.targets, stages.weights_hashes(r)]),
