@@ -11,9 +11,9 @@ from neuroclips.video.guidance import Guidance
 
 
 def planted_targets(features: np.ndarray) -> Targets:
-    """Latents (B, 6, 8, 4, 4) and tokens (B, 5, 8) that are linear in the planted features."""
+    """Latents (B, 6, 16, 4, 4) and tokens (B, 5, 8) that are linear in the planted features."""
     rng = np.random.default_rng(stable_seed("targets"))
-    latents = (features @ rng.normal(size=(5, 6 * 8 * 4 * 4))).reshape(-1, 6, 8, 4, 4)
+    latents = (features @ rng.normal(size=(5, 6 * 16 * 4 * 4))).reshape(-1, 6, 16, 4, 4)
     tokens = (features @ rng.normal(size=(5, 5 * 8))).reshape(-1, 5, 8)
     return Targets(latents.astype(np.float16), tokens.astype(np.float16))
 

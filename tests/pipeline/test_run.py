@@ -120,7 +120,7 @@ def test_a_changed_setting_runs_only_the_stages_that_depend_on_it(tiny_run, tmp_
     assert [row["value"] for row in new] == [row["value"] for row in old]
     assert [row["ci_low"] for row in new] != [row["ci_low"] for row in old]
     assert cards["evaluate"]["summary"]["test_split_opened"] == 2
-    assert "2 times in this run directory" in (run / "report.html").read_text()
+    assert "2 (openings of the test split in this directory)" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated"])

@@ -160,7 +160,7 @@ def _card(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> RunCard:
         "seed": str(recipe.seed),
         "commit": str(evaluated["commit"]),
         "identification ceiling": evaluated["summary"]["ceiling"],
-        "test split scored": f"{evaluated['summary']['test_split_opened']} x in this run directory",
+        "times scored": f"{evaluated['summary']['test_split_opened']} (openings of the test split in this directory)",
         "voxel selection": f"{selection['method']}{', fallback to the most reliable' if selection['fallback'] else ''}",
     }
     for number, warning in enumerate(cards["prepare"]["summary"]["warnings"], 1):
