@@ -1,6 +1,6 @@
 """Scores of several runs of one recipe, as the tables of docs/results.md.
 
-    python benchmarks/seeds.py runs/demo runs/seed11 runs/seed12 runs/seed13
+    python benchmarks/seeds.py runs/seed7 runs/seed11 runs/seed12 runs/seed13
 
 Scores: mean over runs and, in brackets, the lowest and the highest; elsewhere means. The last columns count the runs
 whose paired 95 % interval is clear of every floor, and those whose shuffled control's interval contains chance.
