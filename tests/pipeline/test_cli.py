@@ -145,7 +145,9 @@ def test_films_of_another_frame_rate_are_read_and_short_ones_refused(call, tiny_
 
 def test_ctrl_c_says_how_to_go_on(tiny_run, tmp_path):
     recipe = own_recipe(tiny_run, tiny_run.scans, tmp_path / "own.yaml")
-    command = ["-c", "from neuroclips.cli import main; main()", "prepare", recipe, "-o", tmp_path / "run"]
+    # Started in the background of a shell, as in continuous integration, Python would ignore interrupts.
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = ["-c", f"{hear}; from neuroclips.cli import main; main()", "prepare", recipe, "-o", tmp_path / "run"]
     process = subprocess.Popen([sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run/prepare/.begun").exists():
         assert process.poll() is None
