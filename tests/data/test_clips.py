@@ -44,6 +44,16 @@ def test_ids_are_unique_and_readable(make_clips):
     assert len(set(clips.ids)) == len(clips)
 
 
+@pytest.mark.parametrize("t_r", [0.5, 0.72, 1.5, 2.0])
+def test_ids_are_unique_at_any_t_r(make_clips, t_r):
+    clips, _ = make_clips("test", clips=13)
+    clips = replace(clips, onset=clips.onset / 2 * t_r, t_r=t_r)
+    assert len(set(clips.ids)) == len(clips)
+    assert (
+        clips.ids[1] == {0.5: "test0/0000.50s", 0.72: "test0/0000.72s", 1.5: "test0/0001.50s", 2.0: "test0/0002s"}[t_r]
+    )
+
+
 def test_taking_clips_keeps_the_split(make_clips):
     clips, _ = make_clips("test")
     part = clips.take(np.array([3, 5]))

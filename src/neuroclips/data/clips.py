@@ -54,7 +54,9 @@ class Clips:
     @property
     def ids(self) -> list[str]:
         """One readable name a clip, such as ``test1/0004s``; seeds and file names are made from it."""
-        return [f"{self.segments[s]}/{round(t):04d}s" for s, t in zip(self.segment, self.onset)]
+        # Whole seconds where clips start on them (the usual TR of 2 s), hundredths elsewhere: names never collide.
+        times = [f"{t:04.0f}s" if float(t).is_integer() else f"{t:07.2f}s" for t in self.onset]
+        return [f"{self.segments[s]}/{time}" for s, time in zip(self.segment, times)]
 
     def responses(self, n_repeats: int | None = None) -> Float32[np.ndarray, "B V"]:
         """Mean over the first ``n_repeats`` existing repeats of each clip (all by default), at unit variance.

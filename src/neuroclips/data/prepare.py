@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ _T_R_TOLERANCE = 0.001  # seconds by which a header may differ from the recipe u
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
+_Kind = TypeVar("_Kind", bound=Clips)
 
 
 @dataclass(frozen=True)
@@ -275,15 +276,25 @@ def load_clips(directory: Path) -> Prepared:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{directory / 'segments.json'}: cannot be read as segment names ({error!r})") from error
     reliability = np.asarray(voxels["reliability"][voxels["mask"]])
-    kinds: dict[str, type[Clips]] = {"train": TrainingClips, "validation": ValidationClips, "test": TestClips}
-    splits = {
-        split: _load_split(directory / f"{split}.safetensors", kind, names[split], reliability, t_r)
-        for split, kind in kinds.items()
-    }
-    return Prepared(**splits, **voxels, t_r=t_r, delay_trs=delay_trs)  # type: ignore[arg-type]
+
+    def split(kind: type[_Kind]) -> _Kind:
+        path = directory / f"{kind.split}.safetensors"
+        return _load_split(path, kind, names[kind.split], reliability, t_r)
+
+    return Prepared(
+        train=split(TrainingClips),
+        validation=split(ValidationClips),
+        test=split(TestClips),
+        mask=voxels["mask"],
+        p=voxels["p"],
+        t=voxels["t"],
+        reliability=voxels["reliability"],
+        t_r=t_r,
+        delay_trs=delay_trs,
+    )
 
 
-def _load_split(path: Path, kind: type[Clips], segments: tuple[str, ...], reliability: np.ndarray, t_r: float) -> Clips:
+def _load_split(path: Path, kind: type[_Kind], segments: tuple[str, ...], reliability: np.ndarray, t_r: float) -> _Kind:
     arrays = read_arrays(path)
     _expect_names(path, arrays, {"bold", "present", "frames", "segment", "onset", "scene"})
     shapes = {name: array.shape for name, array in arrays.items()}

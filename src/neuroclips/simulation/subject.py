@@ -10,7 +10,6 @@ and on: volume 2), with the blank screen before and after it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from neuroclips.artefacts import content_hash, file_hash, read_arrays, stable_seed, write_arrays, write_json
+from neuroclips.artefacts import content_hash, file_hash, read_arrays, read_json, stable_seed, write_arrays, write_json
 from neuroclips.data.bold import crop, detrend
 from neuroclips.data.cc2017 import N_CORTEX, TRAILING_SPARES
 from neuroclips.data.clips import T_R
@@ -138,7 +137,7 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 
 def _made_key(truth_dir: Path) -> str | None:
     path = truth_dir / "subject.json"
-    return json.loads(path.read_text())["key"] if path.exists() else None
+    return read_json(path)["key"] if path.exists() else None
 
 
 def _make_truth(
