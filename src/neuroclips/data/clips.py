@@ -74,6 +74,22 @@ class Clips:
         r = np.clip(self.reliability, 0, 1)
         return (total / k[:, None] / np.sqrt(r + (1 - r) / k[:, None])).astype(np.float32)
 
+    def windows(self, n_repeats: int | None = None, volumes: int = 1) -> Float32[np.ndarray, "B L V"]:
+        """``responses`` of each clip's own volume and of the ``volumes - 1`` after it, which still hear of the clip.
+
+        Volumes are found by segment and onset, so the order of clips does not matter. Those that are not among these
+        clips, such as beyond the end of a run, are zero: the mean of every voxel.
+        """
+        own = self.responses(n_repeats)
+        at = {(int(s), round(float(t) / self.t_r)): b for b, (s, t) in enumerate(zip(self.segment, self.onset))}
+        found = np.zeros((len(self), volumes, self.n_voxels), np.float32)
+        for (segment, number), b in at.items():
+            for later in range(volumes):
+                source = at.get((segment, number + later))
+                if source is not None:
+                    found[b, later] = own[source]
+        return found
+
     def take(self, index: np.ndarray) -> Clips:
         """The clips at ``index``, as the same split."""
         rows: dict[str, Any] = {

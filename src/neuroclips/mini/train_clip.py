@@ -65,7 +65,7 @@ class ClipWithTokenHead(nn.Module):
         self.projector = nn.Linear(clip.visual_projection.in_features, clip.visual_projection.out_features, bias=False)
 
 
-def loss(model: ClipWithTokenHead, batch: dict) -> tuple[torch.Tensor, dict[str, float]]:
+def loss(model: ClipWithTokenHead, batch: dict, _: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Symmetric InfoNCE of captions with image summaries and with projected mean tokens (equal weights).
 
     Captions that occur twice in a batch are not each other's negatives.
@@ -84,8 +84,8 @@ def loss(model: ClipWithTokenHead, batch: dict) -> tuple[torch.Tensor, dict[str,
         logits = logits.masked_fill(twins, -torch.inf)
         part = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
         total = total + part
-        logged[name] = part.item()
-        logged[f"{name}_top1"] = (logits.argmax(1) == target).float().mean().item()
+        logged[name] = part
+        logged[f"{name}_top1"] = (logits.argmax(1) == target).float().mean()
     return total, logged
 
 
@@ -125,7 +125,7 @@ def main(out: Path, *, steps: int, minutes: float, scenes: int, workers: int, se
     stream = batches(scenes, words, seed=seed, workers=workers, device=device)
     model, curve = train(
         untrained, loss, stream, steps=steps, minutes=minutes, learning_rate=7e-4,
-        checkpoint=checkpoint, device=device,
+        seed=seed, checkpoint=checkpoint, device=device,
     )  # fmt: skip
     clip = Clip(model.clip, words, device=device)
     projector = model.projector.weight.detach().float().cpu().numpy()  # (P, D)

@@ -27,16 +27,16 @@ NATURAL_SHARE = 0.2
 HELD_OUT_FILMS = ("dog", "coffee", "city")  # natural films kept for scoring, when the folder has them
 
 
-def loss(vae: Any, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+def loss(vae: Any, x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """L1 and squared error per pixel in [-1, 1], squared error of finite differences (edges), and KL to a Gaussian."""
     posterior = vae.encode(x).latent_dist
-    y = vae.decode(posterior.sample()).sample.float()
+    y = vae.decode(posterior.sample(generator)).sample.float()
     squared, absolute = (y - x).square().mean(), (y - x).abs().mean()
     edges = sum((torch.diff(y, dim=d) - torch.diff(x, dim=d)).square().mean() for d in (2, 3))
     kl = posterior.kl().mean()
     total = 0.25 * absolute + 8 * squared + 0.5 * edges + KL_WEIGHT * kl
     psnr = -10 * torch.log10(squared / 4)
-    return total, {"loss": total.item(), "psnr": psnr.item(), "kl": kl.item()}
+    return total, {"psnr": psnr, "kl": kl}
 
 
 def batches(scenes: int, natural: dict[str, np.ndarray], *, seed: int, workers: int, device: str) -> Iterator:
@@ -80,7 +80,7 @@ def main(
     stream = batches(scenes, natural, seed=seed, workers=workers, device=device)
     model, curve = train(
         model, loss, stream, steps=steps, minutes=minutes, learning_rate=8e-4 if start is None else 4e-4,
-        checkpoint=checkpoint, device=device,
+        seed=seed, checkpoint=checkpoint, device=device,
     )  # fmt: skip
     known, _ = held_out_scenes(300, size=SIZE, seed=seed)
     vae = Vae(model, device=device)

@@ -1,0 +1,64 @@
+"""Does the reconstruction move where, and in the direction in which, the film moves?
+
+Optical flow is OpenCV's (Farneback, 2003), computed alike for truth and prediction. A frozen video has no direction and
+scores 0, and so does, on average, one whose frames are in random order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from neuroclips.errors import DataError
+from neuroclips.evaluation.pixels import Videos, as_unit_float
+from neuroclips.shapes import Bool, Float32
+
+MOVING = 0.5  # pixels between two frames at 64 pixels a side: a pixel of the truth that moves by more is judged
+STILL = 0.05  # a prediction that moves by less at such a pixel has no direction there
+LEAST_SHARE = 0.01  # of a clip's pixels must move for the clip to be judged
+_REFERENCE_SIDE = 64
+
+
+@dataclass(frozen=True)
+class MotionAgreement:
+    """direction : (B,) mean cosine of the angle between true and predicted flow over pixels that move in the truth,
+    in [-1, 1], chance 0; NaN for clips that do not move.  moves : (B,) which clips are judged."""
+
+    direction: Float32[np.ndarray, " B"]
+    moves: Bool[np.ndarray, " B"]
+
+
+def optical_flow(videos: Videos) -> Float32[np.ndarray, "B F-1 2 H W"]:
+    """Flow (x, y) in pixels from each frame to the next, of the videos' luminance."""
+    if videos.shape[1] < 2:
+        raise DataError(f"videos have {videos.shape[1]} frame; motion needs at least 2")
+    b, f, _, h, w = videos.shape
+    flow = np.empty((b, f - 1, 2, h, w), np.float32)
+    for i in range(b):
+        grey = (as_unit_float(videos[i : i + 1])[0].transpose(0, 2, 3, 1) @ _LUMINANCE * 255).astype(np.uint8)
+        for j in range(f - 1):
+            found = cv2.calcOpticalFlowFarneback(grey[j], grey[j + 1], None, 0.5, 3, 11, 3, 7, 1.5, 0)  # type: ignore[call-overload]
+            flow[i, j] = found.transpose(2, 0, 1)
+    return flow
+
+
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def direction_agreement(
+    predicted: Float32[np.ndarray, "B F-1 2 H W"], truth: Float32[np.ndarray, "B F-1 2 H W"]
+) -> MotionAgreement:
+    """Cosine of the angle between two flows, averaged over the pixels and frames that move in the truth."""
+    if predicted.shape != truth.shape:
+        raise DataError(f"flows have shape {predicted.shape}, the truth {truth.shape}; expected equal (B, F-1, 2, H, W)")
+    scale = truth.shape[-1] / _REFERENCE_SIDE
+    speed, predicted_speed = (np.linalg.norm(flow, axis=2) for flow in (truth, predicted))
+    judged = speed > MOVING * scale
+    cosine = (predicted * truth).sum(axis=2) / np.maximum(predicted_speed * speed, 1e-12)
+    cosine = np.where(predicted_speed > STILL * scale, cosine, 0)
+    count = judged.sum(axis=(1, 2, 3))
+    moves = count >= LEAST_SHARE * judged[0].size
+    mean = (cosine * judged).sum(axis=(1, 2, 3)) / np.maximum(count, 1)
+    return MotionAgreement(np.where(moves, mean, np.nan).astype(np.float32), moves)
