@@ -74,20 +74,20 @@ class Clips:
         r = np.clip(self.reliability, 0, 1)
         return (total / k[:, None] / np.sqrt(r + (1 - r) / k[:, None])).astype(np.float32)
 
-    def windows(self, n_repeats: int | None = None, volumes: int = 1) -> Float32[np.ndarray, "B L V"]:
-        """``responses`` of each clip's own volume and of the ``volumes - 1`` after it, which still hear of the clip.
+    def windows(self, n_repeats: int | None = None, *, before: int = 0, after: int = 0) -> Float32[np.ndarray, "B L V"]:
+        """``responses`` of the volumes from ``before`` ahead of each clip's own to ``after`` behind it, in time order.
 
-        Volumes are found by segment and onset, so the order of clips does not matter. Those that are not among these
-        clips, such as beyond the end of a run, are zero: the mean of every voxel.
+        Neighbours are found by segment and onset, so the order of clips does not matter. A neighbour that is not among
+        these clips, such as one beyond the end of a run, is zero: the mean of every voxel.
         """
         own = self.responses(n_repeats)
         at = {(int(s), round(float(t) / self.t_r)): b for b, (s, t) in enumerate(zip(self.segment, self.onset))}
-        found = np.zeros((len(self), volumes, self.n_voxels), np.float32)
+        found = np.zeros((len(self), before + 1 + after, self.n_voxels), np.float32)
         for (segment, number), b in at.items():
-            for later in range(volumes):
-                source = at.get((segment, number + later))
+            for place, shift in enumerate(range(-before, after + 1)):
+                source = at.get((segment, number + shift))
                 if source is not None:
-                    found[b, later] = own[source]
+                    found[b, place] = own[source]
         return found
 
     def take(self, index: np.ndarray) -> Clips:

@@ -218,8 +218,8 @@ class PerceptionOutput:
 
 
 class PerceptionNetwork(nn.Module):
-    """The defaults have the paper's sizes. ``expansion="inception", blocks=0, maps=True`` are all the released layers
-    that can learn.
+    """The defaults have the paper's sizes; ``expansion="inception", blocks=0, maps=True`` has the released layers, but
+    for the mixers that cannot learn.
 
     Parameters
     ----------

@@ -4,8 +4,8 @@
     backbone_tokens = head(backbone(code))      width -> K tokens of width D
     tokens = projected backbone tokens          each token by itself
 
-``tokens`` meet CLIP's in the contrastive losses and condition the diffusion prior. ``backbone_tokens`` are what MindEye2
-conditions its prior on.
+``tokens`` meet CLIP's in the contrastive losses and condition the diffusion prior; MindEye2 conditions its prior on
+``backbone_tokens``.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ def fit_text_projector(
         raise DataError(
             f"fit_text_projector was given tokens of {len(tokens)} images and {len(text)} texts; expected pairs"
         )
-    mean = tokens.mean(axis=1, dtype=np.float32) if isinstance(tokens, np.ndarray) else tokens.float().mean(dim=1)
+    mean = (
+        tokens.mean(axis=1, dtype=np.float32) if isinstance(tokens, np.ndarray) else tokens.mean(1, dtype=torch.float32)
+    )
     m, t = (torch.as_tensor(np.array(x) if isinstance(x, np.ndarray) else x).float().to(device) for x in (mean, text))
     gram = m.T @ m
     gram.diagonal().add_(alpha * gram.diagonal().mean())

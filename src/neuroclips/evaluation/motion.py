@@ -52,7 +52,9 @@ def direction_agreement(
 ) -> MotionAgreement:
     """Cosine of the angle between two flows, averaged over the pixels and frames that move in the truth."""
     if predicted.shape != truth.shape:
-        raise DataError(f"flows have shape {predicted.shape}, the truth {truth.shape}; expected equal (B, F-1, 2, H, W)")
+        raise DataError(
+            f"flows have shape {predicted.shape}, the truth {truth.shape}; expected equal (B, F-1, 2, H, W)"
+        )
     scale = truth.shape[-1] / _REFERENCE_SIDE
     speed, predicted_speed = (np.linalg.norm(flow, axis=2) for flow in (truth, predicted))
     judged = speed > MOVING * scale

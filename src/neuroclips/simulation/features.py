@@ -108,6 +108,11 @@ def film_features(path: Path, truth: pd.DataFrame | None, t_r: float) -> Feature
         held *= 2
     per_clip = round(t_r / STEP) * FRAMES_PER_STEP // held
     frames = read_clips(path, n_trs, t_r, per_clip, PIXELS).reshape(-1, 3, PIXELS, PIXELS).repeat(held, axis=0)
+    return frame_features(frames, truth, float(info.fps), name=str(path))
+
+
+def frame_features(frames: UInt8[np.ndarray, "F 3 H W"], truth: pd.DataFrame | None, fps: float, name: str) -> Features:
+    """Features of frames of ``PIXELS`` a side, ``FRAMES_PER_STEP`` a step; ``fps`` is the rate of the truth's rows."""
     light = opponent(frames)
     layout = _cells(_steps(light))
     variance = _cells(_steps(light[:, :1] ** 2)) - layout[:, :1] ** 2
@@ -115,7 +120,7 @@ def film_features(path: Path, truth: pd.DataFrame | None, t_r: float) -> Feature
     if truth is None:
         meaning = statistics_meaning(_steps(frames.astype(np.float32)), contrast)
     else:
-        meaning = truth_meaning(truth, float(info.fps), n_steps=len(layout), name=str(path))
+        meaning = truth_meaning(truth, fps, n_steps=len(layout), name=name)
     return Features(motion_energy(light[:, 0]), layout, contrast, meaning)
 
 

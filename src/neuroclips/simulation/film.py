@@ -41,6 +41,7 @@ __all__ = [
     "render",
     "sample_scene",
     "scene_table",
+    "schedule",
     "write_film",
 ]
 
@@ -212,7 +213,7 @@ def frame_table(scenes: Sequence[Scene], *, fps: int = 30) -> pd.DataFrame:
     Columns that speak of a second actor are empty where there is none. Units are those of `ActorState`.
     """
     parts, start = [], 0
-    for index, (scene, times) in enumerate(_schedule(scenes, fps)):
+    for index, (scene, times) in enumerate(schedule(scenes, fps)):
         columns: dict[str, object] = {
             "frame": np.arange(start, start + len(times)),
             "time_s": np.arange(start, start + len(times)) / fps,
@@ -240,7 +241,7 @@ def _actor_columns(actor: Actor, state: ActorState) -> dict[str, object]:
     }
 
 
-def _schedule(scenes: Sequence[Scene], fps: int) -> Iterator[tuple[Scene, np.ndarray]]:
+def schedule(scenes: Sequence[Scene], fps: int) -> Iterator[tuple[Scene, np.ndarray]]:
     """Each scene with the times, from its own start, of the frames that fall into it."""
     ends = np.cumsum([scene.duration_s for scene in scenes])
     first = 0
@@ -259,7 +260,7 @@ def write_film(path: str | os.PathLike[str], scenes: Sequence[Scene], *, size: i
     The file appears under its name only when it is complete.
     """
     frames = (
-        frame.transpose(2, 0, 1) for scene, times in _schedule(scenes, fps) for frame in draw_frames(scene, times, size)
+        frame.transpose(2, 0, 1) for scene, times in schedule(scenes, fps) for frame in draw_frames(scene, times, size)
     )
     write_video(Path(path), frames, fps)
     return frame_table(scenes, fps=fps)

@@ -1,0 +1,124 @@
+"""The code between a subject's own layer and everything that subjects share.
+
+    code = [ (tokens - mean) U_t,  (latents - mean) U_l ] / scale        what frozen networks see in a clip
+    code^ = sum_l W_l x_l + b                                            ridge from the clip's volumes: the input layer
+
+MindEye2 aligns subjects in a hidden space that it learns. Here the space is fixed, principal components of the targets,
+so that a new subject's layer is a ridge regression with a closed form (paper, equation 3), and what follows it can be
+trained on other subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import GroupKFold
+from sklearn.utils.extmath import randomized_svd
+
+from neuroclips.artefacts import read_arrays, write_arrays
+from neuroclips.data.clips import Targets
+from neuroclips.decoders.ridge import ALPHAS, MAX_FOLDS, solve_ridge_cv
+from neuroclips.errors import DataError
+from neuroclips.shapes import Float, Float32, Int
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Principal components of tokens and latents, and the standard deviation of each component.
+
+    tokens_mean : (K, D).  tokens_axes : (A, K * D), orthonormal rows.
+    latents_mean : (F, C, h, w).  latents_axes : (E, F * C * h * w), orthonormal rows.
+    scale : (A + E,) standard deviation of each component; codes have about unit variance.
+    """
+
+    tokens_mean: Float32[np.ndarray, "K D"]
+    tokens_axes: Float32[np.ndarray, "A KD"]
+    latents_mean: Float32[np.ndarray, "F C h w"]
+    latents_axes: Float32[np.ndarray, "E FChw"]
+    scale: Float32[np.ndarray, " AE"]
+
+    @property
+    def n_tokens(self) -> int:
+        """A: how many components of the code are of the tokens; they come first."""
+        return len(self.tokens_axes)
+
+    @property
+    def width(self) -> int:
+        return len(self.scale)
+
+    @classmethod
+    def fit(cls, targets: Targets, n_tokens: int, n_latents: int) -> Basis:
+        """The leading components of these clips' targets, at most as many as there are clips or features."""
+        parts, scales = {}, []
+        for name, count in (("tokens", n_tokens), ("latents", n_latents)):
+            values = np.asarray(getattr(targets, name), np.float32)
+            flat = values.reshape(len(values), -1)
+            mean = flat.mean(axis=0)
+            count = min(count, *flat.shape)
+            _, singular, axes = randomized_svd(flat - mean, count, n_iter=3, random_state=0)
+            parts |= {f"{name}_mean": mean.reshape(values.shape[1:]), f"{name}_axes": axes.astype(np.float32)}
+            scales.append(np.maximum(singular / np.sqrt(len(flat)), 1e-6))
+        return cls(**parts, scale=np.concatenate(scales).astype(np.float32))
+
+    def encode(self, targets: Targets) -> Float32[np.ndarray, "B AE"]:
+        """The code of clips whose targets are known."""
+        parts = []
+        for name in ("tokens", "latents"):
+            values, mean = np.asarray(getattr(targets, name), np.float32), getattr(self, f"{name}_mean")
+            if values.shape[1:] != mean.shape:
+                raise DataError(f"{name} of a clip have shape {values.shape[1:]}; this code was made for {mean.shape}")
+            parts.append((values - mean).reshape(len(values), -1) @ getattr(self, f"{name}_axes").T)
+        return (np.concatenate(parts, axis=1) / self.scale).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        write_arrays(path, {f.name: getattr(self, f.name).astype(np.float16) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Basis:
+        return cls(**{name: np.asarray(array, np.float32) for name, array in read_arrays(path).items()})
+
+
+@dataclass(frozen=True)
+class InputLayer:
+    """A subject's own linear layer, voxels to code, solved by ridge.
+
+    weight : (X, W) for X = L V volumes times voxels.  bias : (W,).
+    held_out : (B, W) codes of the training clips, each predicted by a layer that had not seen its run; what follows is
+        trained on these, because the layer's own predictions on its training clips are far better than on new ones.
+    """
+
+    weight: Float32[np.ndarray, "X W"]
+    bias: Float32[np.ndarray, " W"]
+    held_out: Float32[np.ndarray, "B W"] | None = None
+
+    def __call__(self, x: Float[np.ndarray, "B X"]) -> Float32[np.ndarray, "B W"]:
+        return (x @ self.weight + self.bias).astype(np.float32)
+
+
+def solve_input_layer(
+    x: Float32[np.ndarray, "B X"],
+    code: Float32[np.ndarray, "B W"],
+    runs: Int[np.ndarray, " B"],
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    held_out: bool = False,
+) -> InputLayer:
+    """Ridge from volumes to code, its strength chosen for every component across runs (``solve_ridge_cv``)."""
+    if len(x) != len(code):
+        raise DataError(f"an input layer was given {len(x)} clips and {len(code)} codes; expected as many")
+    x_mean, code_mean = x.mean(axis=0), code.mean(axis=0)
+    centred = x - x_mean
+    dual, chosen = solve_ridge_cv(centred, code - code_mean, runs, alphas, code.shape[1])
+    weight = (centred.T @ dual / x.shape[1]).astype(np.float32)
+    out = None
+    if held_out:
+        out, kernel = np.empty_like(code), centred @ centred.T / x.shape[1]
+        for rest, left in GroupKFold(min(MAX_FOLDS, len(np.unique(runs)))).split(x, groups=runs):
+            mean = code[rest].mean(axis=0)
+            values, vectors = np.linalg.eigh(kernel[np.ix_(rest, rest)])
+            inner = vectors.T @ (code[rest] - mean) / (values[:, None] + chosen)
+            out[left] = kernel[np.ix_(left, rest)] @ vectors @ inner + mean
+    return InputLayer(weight, (code_mean - x_mean @ weight).astype(np.float32), out)
