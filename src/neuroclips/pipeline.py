@@ -48,7 +48,7 @@ def plan(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, in order. A simulated subject adds its making and its ideal observer."""
     simulated = recipe.film is not None
     source = ("simulate",) if simulated else ()
-    scores = ("prepare", "targets", "reconstruct", *(("observe",) if simulated else ()))
+    scores = ("prepare", "targets", "fit", "reconstruct", *(("observe",) if simulated else ()))
     stages_ = [
         Stage(
             "simulate",
@@ -58,7 +58,12 @@ def plan(recipe: Recipe) -> list[Stage]:
         ),
         Stage("prepare", stages.prepare, source, lambda r: [r.data, stages.source_files(r.data.root)]),
         Stage("targets", stages.targets, ("prepare",), lambda r: [r.targets, stages.weights_hashes(r)]),
-        Stage("fit", stages.fit, ("prepare", "targets"), lambda r: [r.ridge]),
+        Stage(
+            "fit",
+            stages.fit,
+            ("prepare", "targets"),
+            lambda r: [r.ridge, r.decoders, stages.decoder_weights(r), r.seed],
+        ),
         Stage(
             "reconstruct",
             stages.reconstruct,

@@ -97,6 +97,29 @@ class RidgeRecipe(_Part):
     targets_batch: int = Field(4096, ge=1, description="targets solved at a time; bounds memory")
 
 
+class DecodersRecipe(_Part):
+    """Which decoders are fitted side by side, and how the neural ones come to their weights."""
+
+    methods: tuple[Literal["ridge", "neural"], ...] = Field(
+        ("ridge", "neural"), min_length=1, description="the last one makes the videos; ridge beside it is its baseline"
+    )
+    pretrained: str | None = Field(
+        "mini", description="what subjects share: 'mini', a folder of such weights, or null to train on this subject"
+    )
+    preset: Literal["corrected", "paper", "released"] = Field(
+        "corrected", description="how to train where pretrained is null: our recommendation, the paper, or its code"
+    )
+    epochs: int | None = Field(None, ge=1, description="visits of every clip, in place of the preset's")
+    prior_draws: int = Field(4, ge=1, description="noise draws that the prior's expected tokens are averaged over")
+    device: str = "auto"
+
+    @model_validator(mode="after")
+    def _methods_appear_once(self) -> DecodersRecipe:
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods {', '.join(self.methods)}: every method is fitted once")
+        return self
+
+
 class GenerateRecipe(_Part):
     """Which generators turn guidance into videos, from how many averaged test repeats."""
 
@@ -123,6 +146,7 @@ class Recipe(_Part):
     data: DataRecipe
     targets: TargetsRecipe = TargetsRecipe()
     ridge: RidgeRecipe = RidgeRecipe()
+    decoders: DecodersRecipe = DecodersRecipe()
     generate: GenerateRecipe = GenerateRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
 

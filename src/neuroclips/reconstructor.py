@@ -14,17 +14,18 @@ import numpy as np
 
 from neuroclips.artefacts import read_arrays, read_json, write_arrays, write_json
 from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips, refuse_test_clips
-from neuroclips.decoders import Decoder
-from neuroclips.decoders.ridge import RidgeDecoder
+from neuroclips.decoders import Decoders
+from neuroclips.decoders.ridge import RidgeDecoders
 from neuroclips.errors import NeuroClipsError
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.vae import Vae
 from neuroclips.shapes import Float32, UInt8
+from neuroclips.training.decoders import NeuralDecoders
 from neuroclips.video.baselines import BlurryGenerator, NearestGenerator
 from neuroclips.video.guidance import Guidance, VideoGenerator
 
 KEYFRAME = 2  # of 6 frames: the frame that stands for a clip (method a.6)
-DECODERS = {"ridge": RidgeDecoder}
+DECODERS: dict[str, type[Decoders]] = {"ridge": RidgeDecoders, "neural": NeuralDecoders}
 
 
 class Reconstructor:
@@ -33,7 +34,7 @@ class Reconstructor:
     Parameters
     ----------
     vae, clip : frozen networks: ``"mini"`` or a folder in diffusers/transformers layout.
-    perception : decoder of VAE latents; semantics : decoder of CLIP tokens. Ridge by default.
+    decoders : of latents and tokens; ``RidgeDecoders()`` by default, or ``NeuralDecoders()``.
     device : where frozen networks run.
 
     Example
@@ -48,13 +49,11 @@ class Reconstructor:
         self,
         vae: str | Path = "mini",
         clip: str | Path = "mini",
-        perception: Decoder | None = None,
-        semantics: Decoder | None = None,
+        decoders: Decoders | None = None,
         device: str = "cpu",
     ):
         self.vae, self.clip, self.device = vae, clip, device
-        self.perception = RidgeDecoder() if perception is None else perception
-        self.semantics = RidgeDecoder() if semantics is None else semantics
+        self.decoders = RidgeDecoders() if decoders is None else decoders
 
     # 1. What the frozen networks see in the film: the targets of both decoders.
     def targets(self, clips: Clips) -> Targets:
@@ -72,21 +71,20 @@ class Reconstructor:
         targets: Targets | None = None,
         validation_targets: Targets | None = None,
     ) -> Reconstructor:
-        """Fit both decoders. Targets are computed when not given. Raises SplitLeakError for test clips."""
+        """Fit the decoders. Targets are computed when not given. Raises SplitLeakError for test clips."""
         refuse_test_clips(train, validation)
         targets = self.targets(train) if targets is None else targets
         if validation is not None and validation_targets is None:
             validation_targets = self.targets(validation)
-        seen = validation_targets
-        self.perception.fit(train, targets.latents, validation, None if seen is None else seen.latents)
-        self.semantics.fit(train, targets.tokens, validation, None if seen is None else seen.tokens)
+        self.decoders.fit(train, targets, validation, validation_targets)
         self.training_tokens_, self.training_frames_ = targets.tokens, np.asarray(train.frames)
         return self
 
     # 3. Decode: voxels to guidance.
-    def decode(self, responses: Float32[np.ndarray, "B V"], ids: list[str]) -> Guidance:
-        """Everything that the brain says about each clip, from responses at unit variance."""
-        return Guidance(ids, latents=self.perception.predict(responses), tokens=self.semantics.predict(responses))
+    def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str]) -> Guidance:
+        """Everything that the brain says about each clip, from ``decoders.inputs`` of the clips."""
+        found = self.decoders.decode(inputs, ids)
+        return Guidance(ids, latents=found.latents, tokens=found.tokens, prior_tokens=found.prior_tokens)
 
     # 4. Show: guidance to video.
     def generator(self, name: str) -> VideoGenerator:
@@ -101,7 +99,7 @@ class Reconstructor:
         self, clips: Clips, generator: str = "blurry", n_repeats: int | None = None, seed: int = 0
     ) -> UInt8[np.ndarray, "B F 3 H W"]:
         """Video of each clip from the mean of its first ``n_repeats`` repeats (all by default)."""
-        guidance = self.decode(clips.responses(n_repeats), clips.ids)
+        guidance = self.decode(self.decoders.inputs(clips, n_repeats), clips.ids)
         return self.generator(generator).generate(guidance, seed=seed)
 
     def save(self, directory: str | Path) -> dict[str, Any]:
@@ -110,9 +108,7 @@ class Reconstructor:
         write_arrays(
             directory / "training.safetensors", {"tokens": self.training_tokens_, "frames": self.training_frames_}
         )
-        about: dict[str, Any] = {"vae": str(self.vae), "clip": str(self.clip)}
-        for part in ("perception", "semantics"):
-            about[part] = getattr(self, part).save(directory / part)
+        about: dict[str, Any] = {"vae": str(self.vae), "clip": str(self.clip), **self.decoders.save(directory)}
         write_json(directory / "reconstructor.json", about)
         return about
 
@@ -121,8 +117,8 @@ class Reconstructor:
         """A saved reconstructor, ready to decode."""
         directory = Path(directory)
         about = read_json(directory / "reconstructor.json")
-        parts = {part: DECODERS[about[part]["decoder"]].load(directory / part) for part in ("perception", "semantics")}
-        reconstructor = cls(about["vae"], about["clip"], device=device, **parts)
+        decoders = DECODERS[about["decoders"]].load(directory)
+        reconstructor = cls(about["vae"], about["clip"], decoders, device=device)
         training = read_arrays(directory / "training.safetensors")
         reconstructor.training_tokens_, reconstructor.training_frames_ = training["tokens"], training["frames"]
         return reconstructor

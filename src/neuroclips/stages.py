@@ -5,7 +5,7 @@ Every function takes (run directory, own directory, recipe, console). The order,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,17 +29,19 @@ from neuroclips.artefacts import (
 from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips, Targets
 from neuroclips.data.frames import write_clip_video
-from neuroclips.decoders.ridge import RidgeDecoder
+from neuroclips.decoders import Decoders
+from neuroclips.decoders.ridge import RidgeDecoders
 from neuroclips.evaluation.floors import mean_frame_videos, mean_video_videos, shuffle_across_scenes
 from neuroclips.evaluation.identification import correlation_scores
-from neuroclips.evaluation.scores import Scored, score_identification, score_videos
+from neuroclips.evaluation.scores import Scored, score_agreement, score_identification, score_videos
 from neuroclips.evaluation.table import write_scores
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import Reconstructor
 from neuroclips.report.from_run import report_data
 from neuroclips.report.page import write_report
-from neuroclips.video.guidance import Guidance
+from neuroclips.training.decoders import NeuralDecoders, resolve_decoders
+from neuroclips.video.guidance import Guidance, VideoGenerator
 
 SPLITS = ("train", "validation", "test")
 Report = Callable[[int, int, str], None]
@@ -104,74 +106,103 @@ def _load_targets(run: Path, split: str) -> Targets:
     return Targets(**read_arrays(run / "targets" / f"{split}.safetensors"))
 
 
+def decoder_weights(recipe: Recipe) -> dict[str, str]:
+    """Hashes of what subjects share: new weights make old decoders stale."""
+    if "neural" not in recipe.decoders.methods or recipe.decoders.pretrained is None:
+        return {}
+    folder = resolve_decoders(recipe.decoders.pretrained)
+    return {p.name: file_hash(p) for p in sorted(folder.glob("*.safetensors"))}
+
+
 def fit(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Fit the decoders on training clips."""
+    """Fit the decoders of every method on training clips: METHOD/ holds a reconstructor."""
     prepared = data.load_clips(run / "prepare")
-    perception, semantics = (RidgeDecoder(recipe.ridge.alphas, recipe.ridge.targets_batch) for _ in range(2))
-    reconstructor = Reconstructor(recipe.targets.vae, recipe.targets.clip, perception, semantics)
-    reconstructor.fit(
-        prepared.train, prepared.validation, _load_targets(run, "train"), _load_targets(run, "validation")
-    )
-    return reconstructor.save(own)
+    targets, seen = _load_targets(run, "train"), _load_targets(run, "validation")
+    summaries: dict[str, Any] = {}
+    chosen = recipe.decoders
+    with progress_bar(console) as report:
+        for number, method in enumerate(chosen.methods):
+            report(number, len(chosen.methods), method)
+            decoders: Decoders
+            if method == "ridge":
+                decoders = RidgeDecoders(recipe.ridge.alphas, recipe.ridge.targets_batch)
+            else:
+                decoders = NeuralDecoders(
+                    chosen.pretrained, preset=chosen.preset, epochs=chosen.epochs, prior_draws=chosen.prior_draws,
+                    seed=recipe.seed, device=chosen.device, checkpoints=own, progress=report,
+                )  # fmt: skip
+            reconstructor = Reconstructor(recipe.targets.vae, recipe.targets.clip, decoders)
+            reconstructor.fit(prepared.train, prepared.validation, targets, seen)
+            summaries[method] = reconstructor.save(own / method)
+    for left in own.glob(".*.checkpoint.pt"):
+        left.unlink()
+    return summaries
 
 
 def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Decode the test clips: guidance for each number of repeats, videos, and the controls with shuffled fMRI.
 
-    guidance-R.safetensors : latents and tokens from the mean of R repeats.
-    shuffled-R.safetensors : the same through the same frozen pipeline, where every clip got the fMRI of another scene,
-        stacked over S shuffles.
+    METHOD-R.safetensors : latents and tokens (and the prior's) from the mean of R repeats.
+    METHOD-R-shuffled.safetensors : the same through the same frozen pipeline, where every clip got the fMRI of another
+        scene, stacked over S shuffles.
     videos.safetensors, videos-shuffled.safetensors, videos-ceiling.safetensors : one array (..., B, F, 3, H, W) uint8 a
-        generator, from the most repeats; the ceiling is given the truth's own latents and tokens.
+        generator, from the most repeats and the last method; the ceiling is given the truth's own latents and tokens.
+    videos-baseline.safetensors : the generators of latents, given those of ridge, where another method made the videos.
     NAME/CLIP.mp4 : the videos, to watch.
     """
     test = data.load_clips(run / "prepare").test
-    reconstructor = Reconstructor.load(run / "fit")
-    generators = [reconstructor.generator(name) for name in recipe.generate.generators]
+    methods = recipe.decoders.methods
+    reconstructors = {method: Reconstructor.load(run / "fit" / method) for method in methods}
+    main = reconstructors[methods[-1]]
+    generators = [main.generator(name) for name in recipe.generate.generators]
     repeats = repeats_of(recipe, test.bold.shape[1])
     orders = [
         shuffle_across_scenes(test.scene, np.random.default_rng(stable_seed(recipe.seed, "shuffled fMRI", s)))
         for s in range(recipe.evaluate.shuffles)
     ]
-    guidance: Guidance
-    shuffled: list[Guidance]
+    decoded: dict[str, Guidance] = {}
+    shuffled: list[Guidance] = []
     for k in repeats:
-        responses = test.responses(k)
-        guidance = reconstructor.decode(responses, test.ids)
-        shuffled = [reconstructor.decode(responses[order], test.ids) for order in orders]
-        write_arrays(own / f"guidance-{k}.safetensors", _arrays(guidance))
-        parts = [_arrays(g) for g in shuffled]
-        write_arrays(own / f"shuffled-{k}.safetensors", {name: np.stack([p[name] for p in parts]) for name in parts[0]})
+        for method, reconstructor in reconstructors.items():
+            inputs = reconstructor.decoders.inputs(test, k)
+            decoded[method] = reconstructor.decode(inputs, test.ids)
+            shuffled = [reconstructor.decode(inputs[order], test.ids) for order in orders]
+            write_arrays(own / f"{method}-{k}.safetensors", _arrays(decoded[method]))
+            parts = [_arrays(g) for g in shuffled]
+            stacked = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
+            write_arrays(own / f"{method}-{k}-shuffled.safetensors", stacked)
     true = _load_targets(run, "test")
     best = Guidance(test.ids, np.asarray(true.latents, np.float32), np.asarray(true.tokens, np.float32))
+    baseline = [g for g in generators if g.name == "blurry" and "ridge" in methods[:-1]]
     with progress_bar(console) as report:
-        total, done = len(generators) * (2 + len(shuffled)), 0
+        total, done = len(generators) * (2 + len(shuffled)) + len(baseline), 0
 
-        def generate(what: str, given: Guidance) -> dict[str, np.ndarray]:
+        def generate(what: str, given: Guidance, using: Sequence[VideoGenerator]) -> dict[str, np.ndarray]:
             nonlocal done
             videos = {}
-            for generator in generators:
+            for generator in using:
                 report(done, total, f"{generator.name}, {what}")
                 videos[generator.name] = generator.generate(given, seed=recipe.seed)
                 done += 1
             return videos
 
-        videos = generate("decoded", guidance)
+        videos = generate("decoded", decoded[methods[-1]], generators)
         write_arrays(own / "videos.safetensors", videos)
-        write_arrays(own / "videos-ceiling.safetensors", generate("ceiling", best))
-        controls = [generate("shuffled fMRI", g) for g in shuffled]
+        write_arrays(own / "videos-ceiling.safetensors", generate("ceiling", best, generators))
+        if baseline:
+            write_arrays(own / "videos-baseline.safetensors", generate("ridge", decoded["ridge"], baseline))
+        controls = [generate("shuffled fMRI", g, generators) for g in shuffled]
         stacked = {name: np.stack([c[name] for c in controls]) for name in videos}
         write_arrays(own / "videos-shuffled.safetensors", stacked)
     for name, array in videos.items():
         for clip, video in zip(test.ids, array):
             write_clip_video(own / name / f"{clip.replace('/', '_')}.mp4", video, test.t_r)
-    return {"generators": list(videos), "repeats": repeats, "shuffles": len(orders)}
+    return {"generators": list(videos), "methods": list(methods), "repeats": repeats, "shuffles": len(orders)}
 
 
 def _arrays(guidance: Guidance) -> dict[str, np.ndarray]:
-    assert guidance.latents is not None
-    assert guidance.tokens is not None
-    return {"latents": guidance.latents, "tokens": guidance.tokens}
+    parts = {name: getattr(guidance, name) for name in ("latents", "tokens", "prior_tokens")}
+    return {name: array for name, array in parts.items() if array is not None}
 
 
 def repeats_of(recipe: Recipe, available: int) -> list[int]:
@@ -201,41 +232,48 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     shared: dict[str, Any] = {
         "ids": test.ids, "scene": test.scene, "draws": recipe.evaluate.bootstrap, "seed": recipe.seed,
     }  # fmt: skip
-    parts: list[Scored] = []
+    methods, parts = recipe.decoders.methods, list[Scored]()
     with progress_bar(console) as report:
-        total, done = 2 * len(n_repeats) + len(recipe.generate.generators), 0
+        total, done = len(methods) * len(n_repeats) + len(recipe.generate.generators), 0
         for k in reversed(n_repeats):
             ceiling, ceiling_name = _identification_ceiling(run, test, k)
-            for space in ("tokens", "latents"):
-                report(done, total, f"identification, {space}")
+            found = {m: read_arrays(made / f"{m}-{k}.safetensors") for m in methods}
+            for method in reversed(methods):
+                report(done, total, f"identification, {method}")
                 done += 1
-                parts.append(
-                    score_identification(
-                        "ridge",
-                        read_arrays(made / f"guidance-{k}.safetensors")[space],
-                        getattr(_load_targets(run, "test"), space),
-                        reference=np.asarray(getattr(_load_targets(run, "train"), space), np.float32).mean(axis=0),
-                        segment=test.segment,
-                        onset=test.onset,
-                        floors={"shuffled": list(read_arrays(made / f"shuffled-{k}.safetensors")[space])},
-                        ceiling=ceiling,
-                        exclude_seconds=recipe.evaluate.exclude_seconds,
-                        space=space,
-                        n_repeats=k,
-                        **shared,
-                    )
-                )
-        floors: dict[str, Any] = {
+                shuffled = read_arrays(made / f"{method}-{k}-shuffled.safetensors")
+                for space in found[method]:
+                    target = "tokens" if space == "prior_tokens" else space
+                    true = getattr(_load_targets(run, "test"), target)
+                    mean = np.asarray(getattr(_load_targets(run, "train"), target), np.float32).mean(axis=0)
+                    floors: dict[str, Any] = {"shuffled": list(shuffled[space])}
+                    if method != "ridge" and "ridge" in methods:
+                        floors["ridge"] = found["ridge"][target]
+                    given: dict[str, Any] = {"reference": mean, "space": target, "n_repeats": k, **shared}
+                    who = "prior" if space == "prior_tokens" else method
+                    parts.append(
+                        score_identification(
+                            who, found[method][space], true, segment=test.segment, onset=test.onset, floors=floors,
+                            ceiling=ceiling, exclude_seconds=recipe.evaluate.exclude_seconds, **given,
+                        )
+                    )  # fmt: skip
+                    if space == "prior_tokens":
+                        floors["before the prior"] = found[method]["tokens"]
+                    if target == "tokens":
+                        parts.append(score_agreement(who, found[method][space], true, floors=floors, **given))
+        still: dict[str, Any] = {
             "mean frame": mean_frame_videos(prepared.train.frames, len(test)),
             "mean video": mean_video_videos(prepared.train.frames, len(test)),
         }
+        baseline = (
+            read_arrays(made / "videos-baseline.safetensors") if (made / "videos-baseline.safetensors").exists() else {}
+        )
         for name in recipe.generate.generators:
-            report(done, total, f"pixels, {name}")
+            report(done, total, f"pixels and motion, {name}")
             done += 1
-            of_generator = {
-                **floors,
-                "shuffled": list(read_arrays(made / "videos-shuffled.safetensors")[name]),
-            }
+            of_generator = {**still, "shuffled": list(read_arrays(made / "videos-shuffled.safetensors")[name])}
+            if name in baseline:
+                of_generator["ridge"] = baseline[name]
             parts.append(
                 score_videos(
                     name,

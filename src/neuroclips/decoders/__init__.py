@@ -1,39 +1,56 @@
-"""Decoders: voxels of a clip to what a frozen network sees in its frames.
+"""Decoders: the voxels of a clip to what frozen networks see in its frames.
 
-Every decoder has the interface ``Decoder``: linear ones (``ridge``) today, the neural ones behind the same methods.
+Everything that decodes a whole clip has the interface ``Decoders``: ridge here, the networks in ``training``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from neuroclips.data.clips import TrainingClips, ValidationClips
-from neuroclips.shapes import Float, Float32
+from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips
+from neuroclips.shapes import Float32
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What was read out of each clip's fMRI.
+
+    latents : (B, F, C, h, w) of the blurry video.  tokens : (B, K, D) of the keyframe.
+    prior_tokens : (B, K, D) that the diffusion prior makes of ``tokens``, or None without one.
+    """
+
+    latents: Float32[np.ndarray, "B F C h w"]
+    tokens: Float32[np.ndarray, "B K D"]
+    prior_tokens: Float32[np.ndarray, "B K D"] | None = None
 
 
 @runtime_checkable
-class Decoder(Protocol):
-    """Predicts one target array per clip from the clip's voxels.
+class Decoders(Protocol):
+    """Perception and semantics of one subject.
 
-    ``fit`` sees training clips, and validation clips for choices; it refuses the test split.
+    ``fit`` sees training clips, and validation clips for choices; it refuses the test split. ``inputs`` takes from
+    clips what ``decode`` needs, a row a clip: rows may be reordered in between, as the shuffled control does.
     """
 
     def fit(
         self,
         train: TrainingClips,
-        targets: Float[np.ndarray, "B ..."],
+        targets: Targets,
         validation: ValidationClips | None = None,
-        validation_targets: Float[np.ndarray, "Bv ..."] | None = None,
-    ) -> Decoder: ...
+        validation_targets: Targets | None = None,
+    ) -> Decoders: ...
 
-    def predict(self, responses: Float32[np.ndarray, "B V"]) -> Float32[np.ndarray, "B ..."]: ...
+    def inputs(self, clips: Clips, n_repeats: int | None = None) -> Float32[np.ndarray, "B X"]: ...
+
+    def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str]) -> Decoded: ...
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write learnt state to a directory; returns what the card should say of it."""
         ...
 
     @classmethod
-    def load(cls, directory: Path) -> Decoder: ...
+    def load(cls, directory: Path) -> Decoders: ...

@@ -52,7 +52,8 @@ class Basis:
     @classmethod
     def fit(cls, targets: Targets, n_tokens: int, n_latents: int) -> Basis:
         """The leading components of these clips' targets, at most as many as there are clips or features."""
-        parts, scales = {}, []
+        parts: dict[str, np.ndarray] = {}
+        scales = []
         for name, count in (("tokens", n_tokens), ("latents", n_latents)):
             values = np.asarray(getattr(targets, name), np.float32)
             flat = values.reshape(len(values), -1)

@@ -61,12 +61,13 @@ def build_semantics(sizes: Sizes, basis: Basis, voxels: int = 1) -> SemanticsNet
     return network
 
 
-def build_perception(sizes: Sizes, basis: Basis, voxels: int = 1) -> PerceptionNetwork:
-    """As ``build_semantics``, from code to latents."""
+def build_perception(sizes: Sizes, basis: Basis, voxels: int = 1, *, position: bool = True) -> PerceptionNetwork:
+    """As ``build_semantics``, from code to latents; ``position``: whether temporal attention knows frames' order."""
     f, c, h, w = sizes.latents
     network = PerceptionNetwork(
         voxels, frames=f, latent=(c, h, w), width=sizes.width, blocks=sizes.perception_blocks, hidden=sizes.hidden,
         dropout=sizes.dropout, grid=sizes.grid, grid_dropout=0.1, channels=sizes.channels, skip=True,
+        position=position,
     )  # fmt: skip
     assert network.skip is not None
     with torch.no_grad():
@@ -94,8 +95,8 @@ def shared_state(module: nn.Module) -> dict[str, Tensor]:
 def attach(network: Network, layer: InputLayer) -> Network:
     """Put a solved input layer into a network built for its voxels."""
     with torch.no_grad():
-        network.input.weight.copy_(torch.from_numpy(layer.weight.T.copy()))
-        network.input.bias.copy_(torch.from_numpy(layer.bias))
+        network.input.weight.copy_(torch.tensor(layer.weight.T))
+        network.input.bias.copy_(torch.tensor(layer.bias))
     return network
 
 

@@ -19,7 +19,8 @@ from himalaya.kernel_ridge import solve_kernel_ridge_cv_eigenvalues
 from sklearn.model_selection import GroupKFold
 
 from neuroclips.artefacts import read_arrays, read_json, write_arrays, write_json
-from neuroclips.data.clips import TrainingClips, ValidationClips, refuse_test_clips
+from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips, refuse_test_clips
+from neuroclips.decoders import Decoded
 from neuroclips.errors import DataError
 from neuroclips.shapes import Float, Float32, Int
 
@@ -126,3 +127,43 @@ class RidgeDecoder:
         for name, array in read_arrays(directory / "ridge.safetensors").items():
             setattr(decoder, name, np.asarray(array))
         return decoder
+
+
+class RidgeDecoders:
+    """Two ridges on the clip's own volume: one to its latents, one to its tokens."""
+
+    name = "ridge"
+
+    def __init__(self, alphas: Sequence[float] = ALPHAS, targets_batch: int = 4096):
+        self.perception, self.semantics = (RidgeDecoder(alphas, targets_batch) for _ in range(2))
+
+    def fit(
+        self,
+        train: TrainingClips,
+        targets: Targets,
+        validation: ValidationClips | None = None,
+        validation_targets: Targets | None = None,
+    ) -> RidgeDecoders:
+        self.perception.fit(train, targets.latents, validation)
+        self.semantics.fit(train, targets.tokens, validation)
+        return self
+
+    def inputs(self, clips: Clips, n_repeats: int | None = None) -> Float32[np.ndarray, "B X"]:
+        """``Clips.responses``."""
+        return clips.responses(n_repeats)
+
+    def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str]) -> Decoded:
+        return Decoded(self.perception.predict(inputs), self.semantics.predict(inputs))
+
+    def save(self, directory: Path) -> dict[str, Any]:
+        about: dict[str, Any] = {"decoders": self.name}
+        for part in ("perception", "semantics"):
+            about[part] = getattr(self, part).save(directory / part)
+        return about
+
+    @classmethod
+    def load(cls, directory: Path) -> RidgeDecoders:
+        decoders = cls()
+        for part in ("perception", "semantics"):
+            setattr(decoders, part, RidgeDecoder.load(directory / part))
+        return decoders

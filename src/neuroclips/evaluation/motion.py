@@ -6,14 +6,12 @@ scores 0, and so does, on average, one whose frames are in random order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
 from neuroclips.errors import DataError
 from neuroclips.evaluation.pixels import Videos, as_unit_float
-from neuroclips.shapes import Bool, Float32
+from neuroclips.shapes import Float32
 
 MOVING = 0.5  # pixels between two frames at 64 pixels a side: a pixel of the truth that moves by more is judged
 STILL = 0.05  # a prediction that moves by less at such a pixel has no direction there
@@ -21,16 +19,7 @@ LEAST_SHARE = 0.01  # of a clip's pixels must move for the clip to be judged
 _REFERENCE_SIDE = 64
 
 
-@dataclass(frozen=True)
-class MotionAgreement:
-    """direction : (B,) mean cosine of the angle between true and predicted flow over pixels that move in the truth,
-    in [-1, 1], chance 0; NaN for clips that do not move.  moves : (B,) which clips are judged."""
-
-    direction: Float32[np.ndarray, " B"]
-    moves: Bool[np.ndarray, " B"]
-
-
-def optical_flow(videos: Videos) -> Float32[np.ndarray, "B F-1 2 H W"]:
+def optical_flow(videos: Videos) -> Float32[np.ndarray, "B S 2 H W"]:
     """Flow (x, y) in pixels from each frame to the next, of the videos' luminance."""
     if videos.shape[1] < 2:
         raise DataError(f"videos have {videos.shape[1]} frame; motion needs at least 2")
@@ -48,12 +37,16 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def direction_agreement(
-    predicted: Float32[np.ndarray, "B F-1 2 H W"], truth: Float32[np.ndarray, "B F-1 2 H W"]
-) -> MotionAgreement:
-    """Cosine of the angle between two flows, averaged over the pixels and frames that move in the truth."""
+    predicted: Float32[np.ndarray, "B S 2 H W"], truth: Float32[np.ndarray, "B S 2 H W"]
+) -> Float32[np.ndarray, " B"]:
+    """Cosine of the angle between two flows, averaged over the pixels and frames that move in the truth.
+
+    In [-1, 1]; chance and a frozen prediction are 0. A clip of which less than ``LEAST_SHARE`` moves has no direction
+    and is 0, for the ceiling too.
+    """
     if predicted.shape != truth.shape:
         raise DataError(
-            f"flows have shape {predicted.shape}, the truth {truth.shape}; expected equal (B, F-1, 2, H, W)"
+            f"flows have shape {predicted.shape}, the truth {truth.shape}; expected equal (B, S, 2, H, W)"
         )
     scale = truth.shape[-1] / _REFERENCE_SIDE
     speed, predicted_speed = (np.linalg.norm(flow, axis=2) for flow in (truth, predicted))
@@ -62,5 +55,11 @@ def direction_agreement(
     cosine = np.where(predicted_speed > STILL * scale, cosine, 0)
     count = judged.sum(axis=(1, 2, 3))
     moves = count >= LEAST_SHARE * judged[0].size
-    mean = (cosine * judged).sum(axis=(1, 2, 3)) / np.maximum(count, 1)
-    return MotionAgreement(np.where(moves, mean, np.nan).astype(np.float32), moves)
+    return np.where(moves, (cosine * judged).sum(axis=(1, 2, 3)) / np.maximum(count, 1), 0).astype(np.float32)
+
+
+def motion_direction(predicted: Videos, truth: Videos) -> Float32[np.ndarray, " B"]:
+    """``direction_agreement`` of the optical flows of two sets of videos; a single frame has no motion and scores 0."""
+    if truth.shape[1] < 2:
+        return np.zeros(len(truth), np.float32)
+    return direction_agreement(optical_flow(predicted), optical_flow(truth))

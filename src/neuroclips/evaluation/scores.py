@@ -21,6 +21,7 @@ from neuroclips.evaluation.identification import (
     identify_every_pairing,
 )
 from neuroclips.evaluation.intervals import Resampled, SceneBootstrap, Statistic, n_effective, permutation_p_value
+from neuroclips.evaluation.motion import motion_direction
 from neuroclips.evaluation.pixels import Videos, pixel_correlation, psnr, ssim
 from neuroclips.evaluation.table import Score
 from neuroclips.shapes import Float, Int
@@ -29,6 +30,7 @@ PIXEL_METRICS = {
     "pixel correlation": (pixel_correlation, "", "per frame over RGB values, mean over frames"),
     "SSIM": (ssim, "", "RGB, 7x7 uniform window, data range 1"),
     "PSNR": (psnr, "dB", "frames in [0, 1], at most 58.9 dB"),
+    "motion direction": (motion_direction, "", "cosine of optical flows where the truth moves; chance 0"),
 }
 
 
@@ -92,6 +94,50 @@ def score_videos(
         best = None if ceiling is None else metric(ceiling, truth)
         metrics.append(_Metric(name, metric(videos, truth), floor_values, best, unit=unit, note=note))
     return _scored(method, "video", metrics, ids, scene, shuffled, n_repeats, draws, seed)
+
+
+def score_agreement(
+    method: str,
+    predicted: Float[np.ndarray, "B ..."],
+    true: Float[np.ndarray, "B ..."],
+    *,
+    reference: Float[np.ndarray, ...],
+    ids: Sequence[str],
+    scene: Int[np.ndarray, " B"],
+    floors: Mapping[str, np.ndarray | Sequence[np.ndarray]],
+    space: str = "tokens",
+    shuffled: str = "shuffled",
+    n_repeats: int | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Scored:
+    """How near predicted features are to the true ones, clip by clip; arguments as for ``score_identification``.
+
+    agreement : Pearson correlation after subtracting ``reference`` from both sides; higher is better.
+    error : squared distance, in units of the mean squared distance of the truth from ``reference``, so that predicting
+        the training mean for every clip costs 1; lower is better.
+    """
+    goal = np.asarray(true, np.float32).reshape(len(true), -1)
+    centre = np.asarray(reference, np.float32).ravel()
+    unit = float(np.square(goal - centre).sum(axis=1).mean())
+
+    def agreement(x: np.ndarray) -> np.ndarray:
+        return np.diagonal(correlation_scores(x, true, reference))
+
+    def error(x: np.ndarray) -> np.ndarray:
+        return np.square(np.asarray(x, np.float32).reshape(len(x), -1) - goal).sum(axis=1) / unit
+
+    metrics = [
+        _Metric(
+            name, of(predicted), {k: np.stack([of(x) for x in _as_list(v)]) for k, v in floors.items()}, None,
+            note=note, higher_is_better=higher,
+        )
+        for name, of, note, higher in (
+            ("agreement", agreement, "correlation with the true features, training mean subtracted", True),
+            ("error", error, "squared distance; the training mean for every clip costs 1", False),
+        )
+    ]  # fmt: skip
+    return _scored(method, space, metrics, ids, scene, shuffled, n_repeats, draws, seed)
 
 
 def score_identification(

@@ -1,4 +1,4 @@
-"""``python -m neuroclips.mini vae|clip``: train a mini network and write its weights and card."""
+"""``python -m neuroclips.mini vae|clip|population|decoders``: train mini networks and write their weights and card."""
 
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +51,35 @@ def clip(
 
     print(main(out or resolve("mini", "clip"), steps=steps, minutes=minutes, scenes=scenes, workers=workers,
                seed=seed, device=DEVICE)["scores"])  # fmt: skip
+
+
+SUBJECTS, HELD_OUT, FILMS = [101, 102, 103, 105], 104, 400
+Folder = Annotated[Path, typer.Option(help="folder of the population; grows file by file, a killed run goes on")]
+Films = Annotated[int, typer.Option(help="films of 100 s; each takes about 6 MB")]
+
+
+@app.command()
+def population(folder: Folder = Path("runs/population"), films: Films = FILMS, workers: Workers = 2) -> None:
+    """Simulate the subjects and films that the mini decoders are trained on: 30 minutes on two cores."""
+    from neuroclips.mini.population import make_population
+
+    make_population(folder, films=films, subjects=[*SUBJECTS, HELD_OUT], workers=workers)
+
+
+@app.command()
+def decoders(
+    folder: Folder = Path("runs/population"),
+    out: Out = None,
+    films: Films = FILMS,
+    scale: Annotated[float, typer.Option(help="of the number of steps; below 1 for a quick trial")] = 1.0,
+) -> None:
+    """Train what subjects share: semantics, prior and perception networks."""
+    from neuroclips.mini.train_decoders import main
+    from neuroclips.training.decoders import resolve_decoders
+
+    card = main(folder, out or resolve_decoders("mini"), subjects=SUBJECTS, held_out=HELD_OUT, films=films,
+                device=DEVICE, scale=scale)  # fmt: skip
+    print({name: training["curve"][-1] for name, training in card["training"].items()})
 
 
 app()

@@ -130,7 +130,7 @@ def make_subject(seed: int, folder: Path, films: int, basis: Basis, pool: Thread
     """Draw a brain, select its voxels and solve its input layer on two presentations of ``LAYER_FILMS`` films."""
     tuning = tune(receptive_fields(stable_seed(seed, 1, "fields")), truth_axes(), stable_seed(seed, 1, "tuning"))
     chosen = np.random.default_rng([seed, 1]).permutation(films)[:LAYER_FILMS]
-    total = sum(pool.map(lambda n: gram(_parts(folder, tuning, n), CLIPS, DELAY), chosen))
+    total = np.sum(list(pool.map(lambda n: gram(_parts(folder, tuning, n), CLIPS, DELAY), chosen)), axis=0)
     quiet = scanner.detrended_noise_variance(CLIPS + LEAD + TRAILING_SPARES, CLIPS, T_R)
     gain = gains(total, CLIPS * len(chosen), tuning, 1.0, quiet)
     scan = partial(_scan, folder, seed, tuning, gain)
@@ -178,8 +178,5 @@ def make_population(folder: Path, *, films: int, subjects: list[int], workers: i
                 continue
             subject = make_subject(seed, folder, films, basis, pool)
             seen = list(track(watch(subject, folder, films, pool), f"subject {seed}", total=films - LAYER_FILMS))
-            arrays = {
-                "film": np.array([n for n, _ in seen], np.int32),
-                "codes": np.stack([c for _, c in seen]).astype(np.float16),
-            }
-            write_arrays(codes_path(folder, seed), arrays)
+            numbers, codes = np.array([n for n, _ in seen], np.int32), np.stack([c for _, c in seen])
+            write_arrays(codes_path(folder, seed), {"film": numbers, "codes": codes.astype(np.float16)})

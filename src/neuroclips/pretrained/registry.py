@@ -8,8 +8,8 @@ from pathlib import Path
 from neuroclips.errors import ArtefactError
 
 
-def resolve(name_or_folder: str | Path, kind: str) -> Path:
-    """The folder that holds a model of ``kind`` ('vae', 'clip'): 'mini' or a local folder with a ``config.json``.
+def resolve(name_or_folder: str | Path, kind: str, holds: str = "config.json") -> Path:
+    """The folder that holds a model of ``kind`` ('vae', 'clip', 'decoders'): 'mini', or a local one.
 
     >>> resolve("mini", "vae").name
     'vae'
@@ -17,8 +17,9 @@ def resolve(name_or_folder: str | Path, kind: str) -> Path:
     if str(name_or_folder) == "mini":
         return Path(str(files("neuroclips").joinpath("mini", "weights", kind)))
     folder = Path(name_or_folder)
-    if not (folder / "config.json").exists():
+    if not (folder / holds).exists():
         raise ArtefactError(
-            f"{folder}: no config.json; expected 'mini' or a {kind} folder in diffusers/transformers layout"
+            f"{folder}: no {holds}; expected 'mini' or a folder of {kind} weights"
+            + (" in diffusers/transformers layout" if holds == "config.json" else "")
         )
     return folder

@@ -16,8 +16,8 @@ from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
 from neuroclips.report.charts import Curve, Series, VoxelSummary
 from neuroclips.report.page import Credit, ReportClip, ReportData, RunCard, ScoreName, Stage
+from neuroclips.training.decoders import resolve_decoders
 
-HEADLINE = ScoreName("tokens", "ridge", "top-1")
 GALLERY = ScoreName("video", "blurry", "pixel correlation")
 
 
@@ -44,15 +44,15 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
             f"averaging {most} presentations, after training on {minutes['train']:.0f} minutes"
         ),
         scores=[s for s in scores if s.n_repeats == most],
-        headline=HEADLINE,
+        headline=ScoreName("tokens", recipe.decoders.methods[-1], "top-1"),
         per_clip=per_clip[per_clip["n_repeats"] == most],
         clips=_clips(run, prepared),
         gallery=GALLERY,
         clip_seconds=prepared.t_r,
         notice=notice,
         lag_curve=_lag_curve(cards["prepare"]["summary"]),
-        repeats_curve=_repeats_curve(scores),
-        training_curves=_training_curves(recipe),
+        repeats_curve=_repeats_curve(scores, recipe.decoders.methods[-1]),
+        training_curves=_training_curves(recipe) + _decoder_curves(recipe, cards),
         voxels=_voxels(prepared),
         card=_card(recipe, cards),
         credits=_credits(cards),
@@ -85,10 +85,10 @@ def _lag_curve(summary: Mapping[str, Any]) -> Curve:
     )
 
 
-def _repeats_curve(scores: Sequence[Score]) -> Curve | None:
+def _repeats_curve(scores: Sequence[Score], method: str) -> Curve | None:
     """Identification against the number of averaged presentations, beside its shuffled control and ceiling."""
     rows = sorted(
-        (s for s in scores if (s.space, s.metric) == ("tokens", "top-1") and not s.control),
+        (s for s in scores if (s.space, s.metric, s.method) == ("tokens", "top-1", method) and not s.control),
         key=lambda s: s.n_repeats or 0,
     )
     if len(rows) < 2:
@@ -102,6 +102,8 @@ def _repeats_curve(scores: Sequence[Score]) -> Curve | None:
         ),
         Series("shuffled fMRI", x, [s.floors["shuffled"] for s in rows]),
     ]
+    if all("ridge" in s.floors for s in rows):
+        lines.append(Series("ridge", x, [s.floors["ridge"] for s in rows]))
     if all(s.ceiling is not None for s in rows):
         lines.append(Series("ceiling", x, _numbers(rows, "ceiling")))
     return Curve(
@@ -134,6 +136,30 @@ def _training_curves(recipe: Recipe) -> list[Curve]:
                     note=f"{minutes:.0f} minutes on {card['device']}; held-out scores are in its card.",
                 )
             )
+    return curves
+
+
+def _decoder_curves(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> list[Curve]:
+    """How the neural decoders were trained: on this subject, or on others if their weights are pretrained."""
+    if "neural" not in recipe.decoders.methods:
+        return []
+    training, where = cards["fit"]["summary"]["neural"]["training"], "on this subject's held-out codes"
+    if recipe.decoders.pretrained is not None:
+        card = read_json(resolve_decoders(recipe.decoders.pretrained) / "card.json")
+        training, where = card["training"], f"on {len(card['subjects'])} other simulated subjects, {card['device']}"
+    curves = []
+    for name in ("semantics", "prior", "perception"):
+        points = training[name]["curve"]
+        quantity = "validation_agreement" if "validation_agreement" in points[0] else "validation_l1"
+        curves.append(
+            Curve(
+                title=f"Training of the {name} network",
+                x_label="step",
+                y_label=quantity.replace("_", ", "),
+                series=[Series("held out", [p["step"] for p in points], [p[quantity] for p in points])],
+                note=f"Trained {where}; the weights of step {training[name]['best_step']} are used.",
+            )
+        )
     return curves
 
 

@@ -19,6 +19,7 @@ class Guidance:
     ids : clip names; a generator seeds each clip's noise with ``stable_seed(seed, id)``.
     latents : (B, F, C, h, w) scaled latents of the blurry video (alpha guidance).
     tokens : (B, K, D) CLIP tokens of the keyframe.
+    prior_tokens : (B, K, D) the diffusion prior's tokens: nearer to those of images, for keyframe generators.
     keyframes : (B, 3, H, W) float in [0, 1] (beta guidance).
     captions : one sentence a clip (gamma guidance).
     """
@@ -26,6 +27,7 @@ class Guidance:
     ids: list[str]
     latents: Float32[np.ndarray, "B F C h w"] | None = None
     tokens: Float32[np.ndarray, "B K D"] | None = None
+    prior_tokens: Float32[np.ndarray, "B K D"] | None = None
     keyframes: Float32[np.ndarray, "B 3 H W"] | None = None
     captions: list[str] | None = None
 

@@ -1,0 +1,318 @@
+"""The neural decoders of one subject, behind the interface of all decoders: fit, decode, save, load.
+
+    volumes --input layer--> code --perception network--> latents of every frame
+                                  --semantics network--> tokens --diffusion prior--> tokens nearer to an image's
+
+With ``pretrained`` weights everything after the input layer is shared by subjects and stays as it is: the subject's own
+layer is solved by ridge, in seconds (``decoders.code``). Without them the networks are trained here, on codes that were
+held out from their own solution, and the validation clips choose every network's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from neuroclips.artefacts import read_arrays, read_json, stable_seed, write_arrays, write_json
+from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips, refuse_test_clips
+from neuroclips.decoders import Decoded
+from neuroclips.decoders.code import Basis, InputLayer, solve_input_layer
+from neuroclips.decoders.pretrained import (
+    Sizes,
+    attach,
+    build_perception,
+    build_prior,
+    build_semantics,
+    read_state,
+    shared_state,
+)
+from neuroclips.errors import DataError
+from neuroclips.pretrained.registry import resolve
+from neuroclips.shapes import Float32
+from neuroclips.training import TrainingSettings
+from neuroclips.training.loop import train
+from neuroclips.training.objectives import PerceptionObjective, PriorObjective, SemanticsObjective, epoch_length
+from neuroclips.training.switches import Preset, Switches, switches
+
+Progress = Callable[[int, int, str], None]
+VOLUMES = 2  # that the input layer hears: the clip's own and the next
+AXES = (160, 224)  # of tokens and latents in a code, where it is made from the subject's own training clips
+AT_ONCE = 64  # clips through the networks
+VALIDATIONS = 20  # of a training
+PATIENCE = 6
+
+
+class NeuralDecoders:
+    """Input layer by ridge, then networks.
+
+    Parameters
+    ----------
+    pretrained : "mini", a folder made by ``python -m neuroclips.mini decoders``, or None to train on this subject.
+    preset : switches between paper, released code and our recommendation; they matter when networks are trained here.
+    epochs : visits of every clip, in place of the preset's, for all three networks.
+    prior_draws : noise draws that the prior's expected tokens are averaged over.
+    seed, device, checkpoints, progress : of the training; checkpoints is a folder that a killed training resumes from.
+
+    Attributes
+    ----------
+    basis_, layer_ : the code and the way to it.  semantics_, perception_, prior_ : networks in eval mode.
+    token_mean_ (K, D), token_sd_ : the prior sees tokens standardised by them.  curves_ : of each network trained here.
+    """
+
+    name = "neural"
+
+    def __init__(
+        self,
+        pretrained: str | Path | None = "mini",
+        *,
+        preset: Preset = "corrected",
+        epochs: int | None = None,
+        prior_draws: int = 4,
+        seed: int = 0,
+        device: str = "auto",
+        checkpoints: Path | None = None,
+        progress: Progress | None = None,
+    ):
+        self.pretrained, self.preset, self.epochs, self.prior_draws = pretrained, preset, epochs, prior_draws
+        self.seed, self.device, self.checkpoints, self.progress = seed, device, checkpoints, progress
+
+    def inputs(self, clips: Clips, n_repeats: int | None = None) -> Float32[np.ndarray, "B X"]:
+        """The clip's own volume and the next of its run, one after the other: X = 2 V."""
+        return clips.windows(n_repeats, after=VOLUMES - 1).reshape(len(clips), -1)
+
+    def fit(
+        self,
+        train: TrainingClips,
+        targets: Targets,
+        validation: ValidationClips | None = None,
+        validation_targets: Targets | None = None,
+    ) -> NeuralDecoders:
+        """Solve the input layer; without pretrained weights, train the networks as well.
+
+        Raises ``SplitLeakError`` for test clips and ``DataError`` where pretrained weights are of other sizes.
+        """
+        refuse_test_clips(train, validation)
+        sizes = _sizes_of(targets)
+        self.curves_: dict[str, Any] = {}
+        x = self.inputs(train)
+        if self.pretrained is None:
+            self.basis_ = Basis.fit(targets, *AXES)
+            tokens = np.asarray(targets.tokens, np.float32)
+            self.token_mean_, self.token_sd_ = tokens.mean(axis=0), float(np.sqrt(tokens.var(axis=0).mean()))
+        else:
+            self._read_shared(resolve_decoders(self.pretrained))
+        sizes = Sizes(**vars(sizes) | {"width": self.basis_.width})
+        self.layer_ = solve_input_layer(x, self.basis_.encode(targets), train.segment, held_out=self.pretrained is None)
+        self._build(sizes, x.shape[1])
+        if self.pretrained is None:
+            if validation is None or validation_targets is None:
+                raise DataError("training networks needs validation clips and their targets, to choose the weights by")
+            held = self.layer_(self.inputs(validation))
+            self._train_networks(targets, held, validation_targets)
+        else:
+            self._load_states(resolve_decoders(self.pretrained))
+        self._finish()
+        return self
+
+    # --- training on the subject alone -------------------------------------------------------------------------------
+
+    def _train_networks(self, targets: Targets, held: np.ndarray, held_targets: Targets) -> None:
+        """Semantics, prior and perception one after the other, on held-out codes."""
+        chosen = switches(self.preset)
+        codes = self.layer_.held_out
+        assert codes is not None
+        codes = codes[:, None]  # (B, 1, W): one "repeat", the mean of all
+        tokens, latents = np.asarray(targets.tokens), np.asarray(targets.latents)
+        held_code = torch.from_numpy(held)
+        true = torch.from_numpy(np.asarray(held_targets.tokens, np.float32))
+        true_latents = torch.from_numpy(np.asarray(held_targets.latents, np.float32))
+        mean, sd = torch.from_numpy(self.token_mean_), self.token_sd_
+
+        def steps(part: str) -> tuple[int, int]:
+            batch = min(getattr(chosen, f"{part}_batch"), len(codes))
+            epochs = self.epochs or getattr(chosen, f"{part}_epochs")
+            return epochs * epoch_length(len(codes), batch), batch
+
+        n, batch = steps("semantics")
+        objective: Any = SemanticsObjective(
+            codes, tokens[:, None], switches=chosen, steps=n, batch=batch, codes=True, seed=self.seed
+        )
+        self._train(
+            "semantics", self.semantics_, objective, n, chosen,
+            lambda m: _token_scores(_whole(m, held_code).tokens, true, mean), "agreement", True,
+        )  # fmt: skip
+        with torch.inference_mode():
+            every = [_whole(self.semantics_, torch.from_numpy(codes[:, 0]))]
+            part = "tokens" if chosen.prior_condition == "tokens" else "backbone_tokens"
+            conditions = ((getattr(every[0], part) - mean) / sd).numpy()
+            held_conditions = (getattr(_whole(self.semantics_, held_code), part) - mean) / sd
+        n, batch = steps("prior")
+        standard = (np.asarray(tokens, np.float32) - self.token_mean_) / np.float32(sd)
+        objective = PriorObjective(
+            conditions[:, None], standard[:, None].astype(np.float32), switches=chosen, batch=batch, seed=self.seed
+        )
+
+        def prior_scores(m: Any) -> dict[str, float]:
+            on = next(m.parameters()).device
+            draws = [torch.Generator().manual_seed(i) for i in range(len(held_conditions))]
+            return _token_scores(m.expected(held_conditions.to(on), draws).cpu() * sd + mean, true, mean)
+
+        self._train("prior", self.prior_, objective, n, chosen, prior_scores, "agreement", True)
+        n, batch = steps("perception")
+        objective = PerceptionObjective(codes, latents, switches=chosen, batch=batch, codes=True, seed=self.seed)
+        self._train(
+            "perception", self.perception_, objective, n, chosen,
+            lambda m: {"l1": float((_whole(m, held_code).latents - true_latents).abs().mean())}, "l1", False,
+        )  # fmt: skip
+
+    def _train(
+        self, name: str, module: nn.Module, objective: Any, steps: int, chosen: Switches, validate: Callable,
+        choose: str, highest: bool,
+    ) -> None:  # fmt: skip
+        settings = TrainingSettings(
+            steps=steps, learning_rate=getattr(chosen, f"{name}_learning_rate"), seed=stable_seed(self.seed, name),
+            validate_every=max(1, steps // VALIDATIONS), patience=PATIENCE, decay_all=chosen.decay_all, ema=0.99,
+        )  # fmt: skip
+        report = self.progress
+        trained = train(
+            module, objective.loss, objective.batches, settings=settings, validate=validate, choose=choose,
+            highest=highest, device=self.device,
+            checkpoint=None if self.checkpoints is None else self.checkpoints / f".{name}.checkpoint.pt",
+            progress=None if report is None else lambda done, total, what: report(done, total, f"{name}: {what}"),
+        )  # fmt: skip
+        module.cpu()
+        self.curves_[name] = {"best_step": trained.best_step, "steps": trained.steps, "curve": trained.curve}
+
+    # --- decoding ----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str]) -> Decoded:
+        """Latents, tokens and the prior's expected tokens. The prior's noise is seeded by clip, not by batch."""
+        expected = self.layer_.weight.shape[0]
+        if inputs.shape[1] != expected:
+            raise DataError(f"inputs have {inputs.shape[1]} columns; these decoders were fitted on {expected}")
+        on = pick_device(self.device)
+        perception, semantics, prior = self.perception_.to(on), self.semantics_.to(on), self.prior_.to(on)
+        mean, sd = torch.tensor(self.token_mean_, device=on), self.token_sd_
+        latents, tokens, nearer = [], [], []
+        for start in range(0, len(inputs), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            x = torch.from_numpy(np.ascontiguousarray(inputs[rows])).to(on)
+            latents.append(perception(x).latents.cpu().numpy())
+            seen = semantics(x)
+            condition = seen.tokens if self.condition_ == "tokens" else seen.backbone_tokens
+            draws = [torch.Generator().manual_seed(stable_seed(self.seed, "prior", clip)) for clip in ids[rows]]
+            found = prior.expected((condition - mean) / sd, draws, samples=self.prior_draws)
+            tokens.append(seen.tokens.cpu().numpy())
+            nearer.append((found * sd + mean).cpu().numpy())
+        return Decoded(*(np.concatenate(parts).astype(np.float32) for parts in (latents, tokens, nearer)))
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Write everything that ``decode`` needs; returns a summary with the curves."""
+        directory = Path(directory)
+        self.basis_.save(directory / "basis.safetensors")
+        write_arrays(directory / "input.safetensors", {"weight": self.layer_.weight, "bias": self.layer_.bias})
+        write_arrays(directory / "tokens.safetensors", {"mean": self.token_mean_, "sd": np.array([self.token_sd_])})
+        for name in ("semantics", "perception", "prior"):
+            state = {k: v.cpu().numpy() for k, v in shared_state(getattr(self, f"{name}_")).items()}
+            write_arrays(directory / f"{name}.safetensors", state)
+        about = {
+            "decoders": self.name, "pretrained": None if self.pretrained is None else str(self.pretrained),
+            "preset": self.preset, "prior_draws": self.prior_draws, "seed": self.seed,
+            "tokens": list(self.token_mean_.shape), "latents": list(self.basis_.latents_mean.shape),
+            "condition": self.condition_, "training": self.curves_,
+        }  # fmt: skip
+        write_json(directory / "decoders.json", about)
+        return about
+
+    @classmethod
+    def load(cls, directory: Path, device: str = "auto") -> NeuralDecoders:
+        directory = Path(directory)
+        about = read_json(directory / "decoders.json")
+        decoders = cls(
+            about["pretrained"], preset=about["preset"], prior_draws=about["prior_draws"], seed=about["seed"],
+            device=device,
+        )  # fmt: skip
+        decoders.curves_ = about["training"]
+        decoders._read_shared(directory)
+        layer = read_arrays(directory / "input.safetensors")
+        decoders.layer_ = InputLayer(np.asarray(layer["weight"]), np.asarray(layer["bias"]))
+        sizes = _sizes(tuple(about["tokens"]), tuple(about["latents"]))
+        decoders._build(Sizes(**vars(sizes) | {"width": decoders.basis_.width}), len(decoders.layer_.weight))
+        decoders._load_states(directory)
+        decoders._finish()
+        return decoders
+
+    def _read_shared(self, directory: Path) -> None:
+        self.basis_ = Basis.load(directory / "basis.safetensors")
+        tokens = read_arrays(directory / "tokens.safetensors")
+        self.token_mean_, self.token_sd_ = np.asarray(tokens["mean"], np.float32), float(tokens["sd"][0])
+
+    def _build(self, sizes: Sizes, columns: int) -> None:
+        torch.manual_seed(stable_seed(self.seed, "networks"))
+        position = switches(self.preset).temporal_position
+        self.semantics_ = attach(build_semantics(sizes, self.basis_, columns), self.layer_)
+        self.perception_ = attach(build_perception(sizes, self.basis_, columns, position=position), self.layer_)
+        self.prior_ = build_prior(sizes)
+        self.condition_: Literal["tokens", "backbone"] = switches(self.preset).prior_condition
+
+    def _load_states(self, directory: Path) -> None:
+        for name in ("semantics", "perception", "prior"):
+            module = getattr(self, f"{name}_")
+            missing = module.load_state_dict(read_state(directory / f"{name}.safetensors"), strict=False)
+            wrong = [k for k in missing.missing_keys if not k.startswith("input.")] + missing.unexpected_keys
+            if wrong:
+                raise DataError(f"{directory / name}.safetensors does not fit its network: {', '.join(wrong[:3])} ...")
+
+    def _finish(self) -> None:
+        for module in (self.semantics_, self.perception_, self.prior_):
+            module.eval().requires_grad_(False)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; "auto" takes CUDA, else MPS, else the CPU, as training does."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_decoders(name_or_folder: str | Path) -> Path:
+    """Where weights that subjects share are found: "mini" ships with the package."""
+    return resolve(name_or_folder, "decoders", holds="basis.safetensors")
+
+
+def _sizes(tokens: tuple[int, ...], latents: tuple[int, ...]) -> Sizes:
+    """Sizes of networks for these targets: a coarse map of at most half the latent's side."""
+    rows = latents[2]
+    grid = rows // 2 if rows % 2 == 0 else rows
+    return Sizes(tokens=(tokens[0], tokens[1]), latents=(latents[0], latents[1], rows, latents[3]), grid=grid)
+
+
+def _sizes_of(targets: Targets) -> Sizes:
+    return _sizes(targets.tokens.shape[1:], targets.latents.shape[1:])
+
+
+def _whole(module: Any, codes: torch.Tensor) -> Any:
+    """The module's output for all codes, on the CPU."""
+    on = next(module.parameters()).device
+    parts = [module.from_code(part.to(on)) for part in codes.split(AT_ONCE)]
+    names = [name for name, value in vars(parts[0]).items() if value is not None]
+    return type(parts[0])(**{name: torch.cat([getattr(part, name).float().cpu() for part in parts]) for name in names})
+
+
+def _token_scores(predicted: torch.Tensor, true: torch.Tensor, mean: torch.Tensor) -> dict[str, float]:
+    """Mean correlation of centred tokens, and the share of their variance that is explained."""
+    found, goal = (predicted - mean).flatten(1), (true - mean).flatten(1)
+    a, b = (F.normalize(x - x.mean(dim=1, keepdim=True), dim=1) for x in (found, goal))
+    return {
+        "agreement": float((a * b).sum(dim=1).mean()),
+        "explained": 1 - float((found - goal).square().sum() / goal.square().sum()),
+    }
