@@ -12,9 +12,10 @@ from pathlib import Path
 from neuroclips.evaluation.table import Score, format_value, read_scores
 
 WANTED = [
-    ("ridge", "tokens", ("top-1", "top-5", "pairwise", "median rank")),
-    ("ridge", "latents", ("top-1", "pairwise")),
-    ("blurry", "video", ("pixel correlation", "SSIM", "PSNR")),
+    ("neural", "tokens", ("top-1", "top-5", "pairwise", "median rank", "agreement", "error")),
+    ("prior", "tokens", ("top-1", "pairwise", "agreement", "error")),
+    ("neural", "latents", ("top-1", "pairwise")),
+    ("blurry", "video", ("pixel correlation", "SSIM", "PSNR", "motion direction")),
     ("nearest", "video", ("pixel correlation", "SSIM", "PSNR")),
 ]
 
@@ -44,28 +45,35 @@ def contains_chance(control: Score) -> bool | None:
     return control.ci_low <= control.chance <= control.ci_high
 
 
+def beats(score: Score, floor: str) -> bool:
+    """Whether the paired interval of the difference from this floor is on the good side of zero."""
+    ends = score.differences.get(floor)
+    return ends is not None and (ends[0] > 0 if score.higher_is_better else ends[1] < 0)
+
+
 def main(runs: list[Path]) -> None:
     tables = [read_scores(run / "scores.json") for run in runs]
     repeats = sorted({s.n_repeats for s in tables[0] if s.n_repeats is not None})
     print(f"{len(runs)} runs, {repeats[-1]} presentations averaged.\n")
-    print("| what | metric | score | shuffled | mean frame | chance | ceiling | clear of all floors | control |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| what | metric | score | ridge | shuffled | mean frame | chance | ceiling | beats ridge | all | control |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for method, space, metrics in WANTED:
         for metric in metrics:
             rows = [find(t, method, space, metric, repeats[-1]) for t in tables]
             controls = [find(t, f"{method}, shuffled", space, metric, repeats[-1]) for t in tables]
             unit = rows[0].unit
             cells = [spread([r.value for r in rows], unit)]
-            cells += [mean([r.floors.get(name) for r in rows], unit) for name in ("shuffled", "mean frame")]
+            cells += [mean([r.floors.get(name) for r in rows], unit) for name in ("ridge", "shuffled", "mean frame")]
             cells += [mean([getattr(r, name) for r in rows], unit) for name in ("chance", "ceiling")]
             clear = sum(bool(r.beats_floors) for r in rows)
+            ridge = f"{sum(beats(r, 'ridge') for r in rows)} of {len(runs)}" if "ridge" in rows[0].floors else "–"
             at_chance = [contains_chance(c) for c in controls]
             quiet = "–" if None in at_chance else f"{at_chance.count(True)} of {len(runs)}"
-            what = space if space != "video" else f"video, {method}"
-            print(f"| {what} | {metric} | {' | '.join(cells)} | {clear} of {len(runs)} | {quiet} |")
+            what = f"{space}, {method}"
+            print(f"| {what} | {metric} | {' | '.join(cells)} | {ridge} | {clear} of {len(runs)} | {quiet} |")
     print("\n| presentations averaged | tokens, top-1 | shuffled | ceiling |\n| --- | --- | --- | --- |")
     for k in repeats:
-        rows = [find(t, "ridge", "tokens", "top-1", k) for t in tables]
+        rows = [find(t, "neural", "tokens", "top-1", k) for t in tables]
         cells = [spread([r.value for r in rows], "share"), mean([r.floors["shuffled"] for r in rows], "share")]
         print(f"| {k} | {' | '.join([*cells, mean([r.ceiling for r in rows], 'share')])} |")
 

@@ -4,7 +4,6 @@ import pytest
 from neuroclips import Reconstructor
 from neuroclips.artefacts import stable_seed
 from neuroclips.data.clips import Targets
-from neuroclips.decoders.ridge import RidgeDecoder
 from neuroclips.errors import ArtefactError, NeuroClipsError, SplitLeakError
 from neuroclips.video.baselines import NearestGenerator
 from neuroclips.video.guidance import Guidance
@@ -66,7 +65,7 @@ def test_refusals(fitted, tmp_path):
     with pytest.raises(ArtefactError, match=r"reconstructor\.json"):
         Reconstructor.load(tmp_path)
     with pytest.raises(ArtefactError, match=r"no config\.json; expected 'mini' or a vae folder"):
-        Reconstructor(vae=tmp_path, perception=RidgeDecoder()).generator("blurry")
+        Reconstructor(vae=tmp_path).generator("blurry")
 
 
 def test_nearest_finds_the_most_correlated_training_clip():

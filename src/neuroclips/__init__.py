@@ -8,8 +8,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Clips": "data.clips",
     "Guidance": "video.guidance",
+    "NeuralDecoders": "training.decoders",
     "Reconstructor": "reconstructor",
-    "RidgeDecoder": "decoders.ridge",
+    "RidgeDecoders": "decoders.ridge",
     "load_clips": "data.prepare",
     "load_recipe": "recipe",
     "prepare": "data.prepare",
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     from neuroclips.data.clips import Clips as Clips
     from neuroclips.data.prepare import load_clips as load_clips
     from neuroclips.data.prepare import prepare as prepare
-    from neuroclips.decoders.ridge import RidgeDecoder as RidgeDecoder
+    from neuroclips.decoders.ridge import RidgeDecoders as RidgeDecoders
     from neuroclips.evaluation.scores import score_identification as score_identification
     from neuroclips.evaluation.scores import score_videos as score_videos
     from neuroclips.pipeline import run as run
     from neuroclips.recipe import load_recipe as load_recipe
     from neuroclips.reconstructor import Reconstructor as Reconstructor
+    from neuroclips.training.decoders import NeuralDecoders as NeuralDecoders
     from neuroclips.video.guidance import Guidance as Guidance
 
 

@@ -63,15 +63,17 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.fit,
             ("prepare", "targets"),
             lambda r: [r.ridge, r.decoders, stages.decoder_weights(r), r.seed],
+            format=2,
         ),
         Stage(
             "reconstruct",
             stages.reconstruct,
             ("prepare", "targets", "fit"),
             lambda r: [r.generate, r.evaluate.shuffles, r.seed],
+            format=2,
         ),
         Stage("observe", stages.observe, ("simulate", "prepare"), lambda r: [r.generate.test_repeats]),
-        Stage("evaluate", stages.evaluate, scores, lambda r: [r.evaluate, r.seed]),
+        Stage("evaluate", stages.evaluate, scores, lambda r: [r.evaluate, r.seed], format=2),
         Stage("report", stages.report, ("evaluate", *scores), lambda r: [r.name, r.description]),
     ]
     return [s for s in stages_ if simulated or s.name not in {"simulate", "observe"}]

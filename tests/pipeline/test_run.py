@@ -80,11 +80,12 @@ def test_a_second_run_skips_everything_and_changes_nothing(tiny_run):
 @pytest.mark.parametrize(
     ("key", "value", "first_stages"),
     [
-        ("seed", 4, {"simulate", "reconstruct", "evaluate"}),
+        ("seed", 4, {"simulate", "fit", "reconstruct", "evaluate"}),
         ("film.size", 80, {"simulate"}),
         ("brain.signal", 2, {"simulate"}),
         ("data.delay_trs", 3, {"prepare"}),
         ("ridge.targets_batch", 64, {"fit"}),
+        ("decoders.prior_draws", 3, {"fit"}),
         ("generate.generators", ["blurry"], {"reconstruct"}),
         ("generate.test_repeats", [2], {"reconstruct", "observe"}),
         ("evaluate.shuffles", 3, {"reconstruct", "evaluate"}),
@@ -126,7 +127,7 @@ def test_a_changed_setting_runs_only_the_stages_that_depend_on_it(tiny_run, tmp_
 @pytest.mark.parametrize("damage", ["deleted", "truncated"])
 @pytest.mark.parametrize(
     ("stage", "file"),
-    [("fit", "perception/ridge.safetensors"), ("observe", "similarity.safetensors"), ("evaluate", "per_clip.parquet")],
+    [("fit", "neural/prior.safetensors"), ("observe", "similarity.safetensors"), ("evaluate", "per_clip.parquet")],
 )
 def test_a_damaged_artefact_makes_its_stage_run_again(tiny_run, tmp_path, stage, file, damage):
     run = copied(tiny_run.directory, tmp_path / "run")
@@ -203,7 +204,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tiny_run, tmp_pat
         ("simulate", "simulate/video_fmri_dataset/stimuli/*.mp4"),
         ("simulate", "simulate/video_fmri_dataset/subject1/fmri/*/cifti/*.nii"),
         ("prepare", "prepare/train.safetensors"),
-        ("reconstruct", "reconstruct/guidance-1.safetensors"),
+        ("reconstruct", "reconstruct/ridge-1.safetensors"),
     ):
         kill_at(start(recipe, run), run, pattern)
         assert not (run / stage / "card.json").exists()

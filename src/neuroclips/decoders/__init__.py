@@ -20,7 +20,7 @@ class Decoded:
     """What was read out of each clip's fMRI.
 
     latents : (B, F, C, h, w) of the blurry video.  tokens : (B, K, D) of the keyframe.
-    prior_tokens : (B, K, D) that the diffusion prior makes of ``tokens``, or None without one.
+    prior_tokens : (B, K, D) ``tokens`` drawn towards what the diffusion prior makes of them, or None without one.
     """
 
     latents: Float32[np.ndarray, "B F C h w"]

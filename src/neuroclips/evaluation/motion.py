@@ -14,7 +14,7 @@ from neuroclips.evaluation.pixels import Videos, as_unit_float
 from neuroclips.shapes import Float32
 
 MOVING = 0.5  # pixels between two frames at 64 pixels a side: a pixel of the truth that moves by more is judged
-STILL = 0.05  # a prediction that moves by less at such a pixel has no direction there
+STILL = 0.2  # a prediction that moves by less there has no direction; frozen frames come out at up to 0.15
 LEAST_SHARE = 0.01  # of a clip's pixels must move for the clip to be judged
 _REFERENCE_SIDE = 64
 
@@ -45,9 +45,7 @@ def direction_agreement(
     and is 0, for the ceiling too.
     """
     if predicted.shape != truth.shape:
-        raise DataError(
-            f"flows have shape {predicted.shape}, the truth {truth.shape}; expected equal (B, S, 2, H, W)"
-        )
+        raise DataError(f"flows have shape {predicted.shape}, the truth {truth.shape}; expected equal (B, S, 2, H, W)")
     scale = truth.shape[-1] / _REFERENCE_SIDE
     speed, predicted_speed = (np.linalg.norm(flow, axis=2) for flow in (truth, predicted))
     judged = speed > MOVING * scale
