@@ -64,7 +64,7 @@ def test_refusals(fitted, tmp_path):
         fitted.generator("sora")
     with pytest.raises(ArtefactError, match=r"reconstructor\.json"):
         Reconstructor.load(tmp_path)
-    with pytest.raises(ArtefactError, match=r"no config\.json; expected 'mini' or a vae folder"):
+    with pytest.raises(ArtefactError, match=r"no config\.json; expected 'mini' or a folder of vae weights"):
         Reconstructor(vae=tmp_path).generator("blurry")
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from neuroclips.errors import DataError
 from neuroclips.evaluation.floors import mean_frame_videos, shuffle_across_scenes
-from neuroclips.evaluation.scores import score_identification, score_videos
+from neuroclips.evaluation.scores import score_agreement, score_identification, score_videos
 
 B = 60
 SCENE = np.repeat(np.arange(20), 3)
@@ -68,7 +68,7 @@ def test_video_scores_stand_beside_floors_and_ceiling(clips):
     floors = {"shuffled": shuffles(videos, 2), "mean frame": mean_frame_videos(noise, B)}
     scored = score_videos("blurry", videos, truth, **clips, floors=floors, ceiling=truth)
     rows = by_metric(scored, "blurry")
-    assert set(rows) == {"pixel correlation", "SSIM", "PSNR"}
+    assert set(rows) == {"pixel correlation", "SSIM", "PSNR", "motion direction"}
     assert rows["pixel correlation"].ceiling == pytest.approx(1)
     assert rows["pixel correlation"].floors["mean frame"] == pytest.approx(0, abs=0.05)
     assert rows["PSNR"].unit == "dB"
@@ -108,3 +108,25 @@ def test_lengths_that_differ_are_refused(clips):
     videos = np.zeros((B, 1, 3, 8, 8), np.uint8)
     with pytest.raises(DataError, match="59 ids"):
         score_videos("m", videos, videos, ids=clips["ids"][1:], scene=SCENE, floors={})
+
+
+def test_agreement_and_error_of_features():
+    rng = np.random.default_rng(4)
+    true, reference = rng.normal(size=(12, 5, 8)) + 3, np.full((5, 8), 3.0)
+    near, nearer = (true + noise * rng.normal(size=true.shape) for noise in (2.0, 0.5))
+    scene = np.arange(12) // 2
+    found = score_agreement(
+        "prior", nearer, true, reference=reference, ids=[f"c{i}" for i in range(12)], scene=scene,
+        floors={"before": near, "shuffled": nearer[::-1]}, draws=200,
+    )  # fmt: skip
+    rows = {s.metric: s for s in found.scores if not s.control}
+    flat = [(x - 3).reshape(12, -1) for x in (nearer, true)]
+    assert rows["agreement"].value == pytest.approx(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(*flat)]), abs=1e-5)
+    assert rows["error"].value == pytest.approx(((flat[0] - flat[1]) ** 2).sum() / (flat[1] ** 2).sum(), rel=1e-4)
+    assert rows["agreement"].differences["before"][0] > 0
+    assert rows["error"].differences["before"][1] < 0
+    mean = np.broadcast_to(reference, true.shape)
+    rows = score_agreement(
+        "mean", mean, true, reference=reference, ids=[f"c{i}" for i in range(12)], scene=scene, floors={}, draws=200
+    ).scores  # fmt: skip
+    assert {s.metric: s.value for s in rows} == pytest.approx({"agreement": 0, "error": 1})

@@ -59,10 +59,8 @@ def test_training_writes_weights_that_decode(folder, tmp_path, monkeypatch, make
     basis = Basis.load(folder / "basis.safetensors")
     sizes = replace(pretrained.SIZES, width=basis.width, hidden=32, channels=(16, 8), prior_depth=1)
     monkeypatch.setattr(train_decoders, "SIZES", sizes)
-    monkeypatch.setattr(
-        train_decoders, "read_pairs",
-        lambda folder, subjects, films, device: _READ(folder, subjects, range(4), device),  # films are few: all take part
-    )  # fmt: skip
+    read = train_decoders.read_pairs  # films are few: all take part, to learn from and to choose by
+    monkeypatch.setattr(train_decoders, "read_pairs", lambda f, subjects, films, on: read(f, subjects, range(4), on))
     card = train_decoders.main(
         folder, tmp_path, subjects=[901], held_out=902, films=4, device="cpu", scale=0.002, note="tiny"
     )
@@ -76,9 +74,6 @@ def test_training_writes_weights_that_decode(folder, tmp_path, monkeypatch, make
     decoders = NeuralDecoders(tmp_path, prior_draws=1, device="cpu").fit(train, targets)
     found = decoders.decode(decoders.inputs(train), train.ids)
     assert all(np.isfinite(part).all() for part in vars(found).values())
-
-
-_READ = train_decoders.read_pairs
 
 
 def test_every_subject_has_a_brain_of_its_own(folder):

@@ -96,7 +96,7 @@ class Subject:
     gain: np.ndarray
     selected: np.ndarray
     layer: InputLayer
-    layer_films: np.ndarray
+    layer_films: list[int]
 
 
 def _features(folder: Path, number: int) -> Features:
@@ -129,7 +129,7 @@ def volumes_of(responses: np.ndarray) -> np.ndarray:
 def make_subject(seed: int, folder: Path, films: int, basis: Basis, pool: ThreadPoolExecutor) -> Subject:
     """Draw a brain, select its voxels and solve its input layer on two presentations of ``LAYER_FILMS`` films."""
     tuning = tune(receptive_fields(stable_seed(seed, 1, "fields")), truth_axes(), stable_seed(seed, 1, "tuning"))
-    chosen = np.random.default_rng([seed, 1]).permutation(films)[:LAYER_FILMS]
+    chosen = [int(n) for n in np.random.default_rng([seed, 1]).permutation(films)[:LAYER_FILMS]]
     total = np.sum(list(pool.map(lambda n: gram(_parts(folder, tuning, n), CLIPS, DELAY), chosen)), axis=0)
     quiet = scanner.detrended_noise_variance(CLIPS + LEAD + TRAILING_SPARES, CLIPS, T_R)
     gain = gains(total, CLIPS * len(chosen), tuning, 1.0, quiet)
@@ -140,7 +140,7 @@ def make_subject(seed: int, folder: Path, films: int, basis: Basis, pool: Thread
     reliability = np.clip(r.mean(axis=0)[selected], 0, 1)
     mean = ((first + second) / 2)[..., selected] / np.sqrt(reliability + (1 - reliability) / 2)
     x = volumes_of(mean.reshape(-1, mean.shape[2]).astype(np.float32))
-    layer = solve_input_layer(x, basis.encode(read_targets(folder, list(chosen))), np.repeat(chosen, CLIPS))
+    layer = solve_input_layer(x, basis.encode(read_targets(folder, chosen)), np.repeat(chosen, CLIPS))
     return Subject(seed, tuning, gain, selected, layer, chosen)
 
 
