@@ -21,6 +21,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(population, "LAYER_FILMS", 2)
         patch.setattr(population, "BASIS_FILMS", 3)
+        patch.setattr(population, "P", 0.05)  # two films cannot pass a test over the whole cortex
         population.make_population(folder, films=4, subjects=[901, 902], workers=2)
     return folder
 
@@ -80,6 +81,7 @@ def test_every_subject_has_a_brain_of_its_own(folder):
     basis = Basis.load(folder / "basis.safetensors")
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
         patch.setattr(population, "LAYER_FILMS", 2)
+        patch.setattr(population, "P", 0.05)
         first, second = (population.make_subject(seed, folder, 4, basis, pool) for seed in (901, 902))
     assert first.selected.sum() != second.selected.sum()
     assert not np.array_equal(first.tuning.voxel, second.tuning.voxel) or not np.allclose(

@@ -58,7 +58,7 @@ class Basis:
             values = np.asarray(getattr(targets, name), np.float32)
             flat = values.reshape(len(values), -1)
             mean = flat.mean(axis=0)
-            count = min(count, *flat.shape)
+            count = min(count, len(flat) - 1, flat.shape[1])
             _, singular, axes = randomized_svd(flat - mean, count, n_iter=3, random_state=0)
             parts |= {f"{name}_mean": mean.reshape(values.shape[1:]), f"{name}_axes": axes.astype(np.float32)}
             scales.append(np.maximum(singular / np.sqrt(len(flat)), 1e-6))
@@ -75,7 +75,8 @@ class Basis:
         return (np.concatenate(parts, axis=1) / self.scale).astype(np.float32)
 
     def save(self, path: Path) -> None:
-        write_arrays(path, {f.name: getattr(self, f.name).astype(np.float16) for f in fields(self)})
+        half = {f.name: getattr(self, f.name).astype(np.float16) for f in fields(self)}
+        write_arrays(path, half | {"scale": self.scale})  # small ones would be lost in halves
 
     @classmethod
     def load(cls, path: Path) -> Basis:
