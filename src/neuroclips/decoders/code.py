@@ -61,7 +61,8 @@ class Basis:
             count = min(count, len(flat) - 1, flat.shape[1])
             _, singular, axes = randomized_svd(flat - mean, count, n_iter=3, random_state=0)
             parts |= {f"{name}_mean": mean.reshape(values.shape[1:]), f"{name}_axes": axes.astype(np.float32)}
-            scales.append(np.maximum(singular / np.sqrt(len(flat)), 1e-6))
+            # Clips that are alike leave components of no size: divided by that, the rest would explode.
+            scales.append(np.maximum(singular, 1e-3 * singular[0]) / np.sqrt(len(flat)))
         return cls(**parts, scale=np.concatenate(scales).astype(np.float32))
 
     def encode(self, targets: Targets) -> Float32[np.ndarray, "B AE"]:

@@ -160,7 +160,8 @@ class Trainer:
     def run(self) -> dict[str, nn.Module]:
         """Semantics twice on half of the films, for conditions that the prior may learn from; then all three."""
         every = torch.arange(len(self.pairs.codes), device=self.device)
-        early = self.pairs.clip < self.learnt // 2 * CLIPS
+        film = self.pairs.clip // CLIPS
+        early = film <= film.median()
         halves = [self.semantics(f"semantics-{n}", every[half]) for n, half in (("early", early), ("late", ~early))]
         with torch.inference_mode():
             conditions = torch.empty(len(every), *self.tokens.shape[1:], dtype=torch.float16, device=self.device)
