@@ -129,7 +129,7 @@ def scored(tmp_path_factory):
                 "root": data, "train": ["seg1", "seg2", "seg3"], "validation": ["seg4"], "test": ["test1", "test2"],
                 "frames_per_clip": 2, "frame_size": 32, "selection": {"method": "top", "top": 1500},
             },
-            "decoders": {"pretrained": None, "epochs": 10, "device": "cpu"},
+            "decoders": {"methods": ["ridge"]},  # 90 clips train no network; tests/training shuffles the neural ones
             "generate": {"generators": ["blurry"], "test_repeats": [2]},
             "evaluate": {"bootstrap": 1000, "shuffles": 3, "exclude_seconds": 2},
         })  # fmt: skip
@@ -143,12 +143,9 @@ def identification(scores):
 
 
 def test_a_brain_that_saw_the_film_beats_chance(scored):
-    rows = [s for s in identification(scored[1.0]) if s.method != "prior"]  # ten epochs make no prior
-    assert {(s.method, s.space, s.metric) for s in rows} == {
-        (method, space, metric)
-        for method in ("ridge", "neural")
-        for space in ("tokens", "latents")
-        for metric in ("top-1", "top-5", "pairwise", "median rank")
+    rows = identification(scored[1.0])
+    assert {(s.space, s.metric) for s in rows} == {
+        (space, metric) for space in ("tokens", "latents") for metric in ("top-1", "top-5", "pairwise", "median rank")
     }
     assert [(s.space, s.metric, s.value) for s in rows if not s.beats_chance] == []
     assert all(s.p_value <= 0.01 for s in rows)
@@ -164,7 +161,7 @@ def test_a_brain_that_did_not_see_it_does_not(scored):
 
 
 def test_shuffled_responses_of_a_brain_that_saw_it_do_not(scored):
-    controls = [s for s in scored[1.0] if s.space != "video" and s.control]
+    controls = [s for s in scored[1.0] if s.chance is not None and s.control]
     assert len(controls) == 8
     assert [(s.space, s.metric, s.value) for s in controls if s.beats_chance] == []
 
