@@ -3,7 +3,7 @@
     python benchmarks/seeds.py runs/seed7 runs/seed11 runs/seed12 runs/seed13
 
 Scores: mean over runs and, in brackets, the lowest and the highest; elsewhere means. The last columns count the runs
-whose paired 95 % interval is clear of every floor, and those whose shuffled control's interval contains chance.
+whose paired 95 % interval is clear of ridge, of every floor, and whose shuffled control's interval contains chance.
 """
 
 import sys
@@ -45,32 +45,31 @@ def contains_chance(control: Score) -> bool | None:
     return control.ci_low <= control.chance <= control.ci_high
 
 
-def beats(score: Score, floor: str) -> bool:
-    """Whether the paired interval of the difference from this floor is on the good side of zero."""
-    ends = score.differences.get(floor)
-    return ends is not None and (ends[0] > 0 if score.higher_is_better else ends[1] < 0)
-
-
 def main(runs: list[Path]) -> None:
     tables = [read_scores(run / "scores.json") for run in runs]
     repeats = sorted({s.n_repeats for s in tables[0] if s.n_repeats is not None})
     print(f"{len(runs)} runs, {repeats[-1]} presentations averaged.\n")
-    print("| what | metric | score | ridge | shuffled | mean frame | chance | ceiling | beats ridge | all | control |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("what", "metric", "score", "ridge", "shuffled", "mean frame", "chance", "ceiling", "beats ridge",
+               "beats floors", "control")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for method, space, metrics in WANTED:
         for metric in metrics:
             rows = [find(t, method, space, metric, repeats[-1]) for t in tables]
             controls = [find(t, f"{method}, shuffled", space, metric, repeats[-1]) for t in tables]
             unit = rows[0].unit
             cells = [spread([r.value for r in rows], unit)]
-            cells += [mean([r.floors.get(name) for r in rows], unit) for name in ("ridge", "shuffled", "mean frame")]
+            cells += [mean([r.baselines.get("ridge") for r in rows], unit)]
+            cells += [mean([r.floors.get(name) for r in rows], unit) for name in ("shuffled", "mean frame")]
             cells += [mean([getattr(r, name) for r in rows], unit) for name in ("chance", "ceiling")]
             clear = sum(bool(r.beats_floors) for r in rows)
-            ridge = f"{sum(beats(r, 'ridge') for r in rows)} of {len(runs)}" if "ridge" in rows[0].floors else "–"
+            ridge = (
+                f"{sum(bool(r.beats('ridge')) for r in rows)} of {len(runs)}" if "ridge" in rows[0].baselines else "–"
+            )
             at_chance = [contains_chance(c) for c in controls]
             quiet = "–" if None in at_chance else f"{at_chance.count(True)} of {len(runs)}"
-            what = f"{space}, {method}"
-            print(f"| {what} | {metric} | {' | '.join(cells)} | {ridge} | {clear} of {len(runs)} | {quiet} |")
+            print(
+                f"| {space}, {method} | {metric} | {' | '.join(cells)} | {ridge} | {clear} of {len(runs)} | {quiet} |"
+            )
     print("\n| presentations averaged | tokens, top-1 | shuffled | ceiling |\n| --- | --- | --- | --- |")
     for k in repeats:
         rows = [find(t, "neural", "tokens", "top-1", k) for t in tables]

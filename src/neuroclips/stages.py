@@ -237,49 +237,26 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
         total, done = len(methods) * len(n_repeats) + len(recipe.generate.generators), 0
         for k in reversed(n_repeats):
             ceiling, ceiling_name = _identification_ceiling(run, test, k)
-            found = {m: read_arrays(made / f"{m}-{k}.safetensors") for m in methods}
             for method in reversed(methods):
                 report(done, total, f"identification, {method}")
                 done += 1
-                shuffled = read_arrays(made / f"{method}-{k}-shuffled.safetensors")
-                for space in found[method]:
-                    target = "tokens" if space == "prior_tokens" else space
-                    true = getattr(_load_targets(run, "test"), target)
-                    mean = np.asarray(getattr(_load_targets(run, "train"), target), np.float32).mean(axis=0)
-                    floors: dict[str, Any] = {"shuffled": list(shuffled[space])}
-                    if method != "ridge" and "ridge" in methods:
-                        floors["ridge"] = found["ridge"][target]
-                    given: dict[str, Any] = {"reference": mean, "space": target, "n_repeats": k, **shared}
-                    who = "prior" if space == "prior_tokens" else method
-                    parts.append(
-                        score_identification(
-                            who, found[method][space], true, segment=test.segment, onset=test.onset, floors=floors,
-                            ceiling=ceiling, exclude_seconds=recipe.evaluate.exclude_seconds, **given,
-                        )
-                    )  # fmt: skip
-                    if space == "prior_tokens":
-                        floors["before the prior"] = found[method]["tokens"]
-                    if target == "tokens":
-                        parts.append(score_agreement(who, found[method][space], true, floors=floors, **given))
+                parts += _score_decoded(run, recipe, method, k, test, ceiling, shared)
         still: dict[str, Any] = {
             "mean frame": mean_frame_videos(prepared.train.frames, len(test)),
             "mean video": mean_video_videos(prepared.train.frames, len(test)),
         }
-        baseline = (
-            read_arrays(made / "videos-baseline.safetensors") if (made / "videos-baseline.safetensors").exists() else {}
-        )
+        by_ridge = made / "videos-baseline.safetensors"
+        baseline = read_arrays(by_ridge) if by_ridge.exists() else {}
         for name in recipe.generate.generators:
             report(done, total, f"pixels and motion, {name}")
             done += 1
-            of_generator = {**still, "shuffled": list(read_arrays(made / "videos-shuffled.safetensors")[name])}
-            if name in baseline:
-                of_generator["ridge"] = baseline[name]
             parts.append(
                 score_videos(
                     name,
                     read_arrays(made / "videos.safetensors")[name],
                     test.frames,
-                    floors=of_generator,
+                    floors={**still, "shuffled": list(read_arrays(made / "videos-shuffled.safetensors")[name])},
+                    baselines={"ridge": baseline[name]} if name in baseline else {},
                     ceiling=read_arrays(made / "videos-ceiling.safetensors")[name],
                     n_repeats=n_repeats[-1],
                     **shared,
@@ -293,6 +270,38 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     with written_aside(own / "per_clip.parquet") as aside:
         per_clip.to_parquet(aside)
     return {"rows": len(scores), "ceiling": ceiling_name, "test_split_opened": _count_opening(run)}
+
+
+def _score_decoded(
+    run: Path, recipe: Recipe, method: str, k: int, test: Clips, ceiling: np.ndarray | None, shared: dict[str, Any]
+) -> list[Scored]:
+    """Identification from what one method decoded from ``k`` repeats, and how near its tokens are to the truth."""
+    made, true, known = run / "reconstruct", _load_targets(run, "test"), _load_targets(run, "train")
+    found = read_arrays(made / f"{method}-{k}.safetensors")
+    shuffled = read_arrays(made / f"{method}-{k}-shuffled.safetensors")
+    compared = method != "ridge" and "ridge" in recipe.decoders.methods
+    ridge = read_arrays(made / f"ridge-{k}.safetensors") if compared else {}
+    parts = []
+    for part, predicted in found.items():
+        space = "tokens" if part == "prior_tokens" else part
+        name = "prior" if part == "prior_tokens" else method
+        given: dict[str, Any] = {
+            "reference": np.asarray(getattr(known, space), np.float32).mean(axis=0), "space": space, "n_repeats": k,
+            "floors": {"shuffled": list(shuffled[part])}, **shared,
+        }  # fmt: skip
+        baselines = {"ridge": ridge[space]} if compared else {}
+        if part == "prior_tokens":
+            baselines["its input"] = found["tokens"]
+        goal = getattr(true, space)
+        parts.append(
+            score_identification(
+                name, predicted, goal, segment=test.segment, onset=test.onset, baselines=baselines, ceiling=ceiling,
+                exclude_seconds=recipe.evaluate.exclude_seconds, **given,
+            )
+        )  # fmt: skip
+        if space == "tokens":
+            parts.append(score_agreement(name, predicted, goal, baselines=baselines, **given))
+    return parts
 
 
 def _identification_ceiling(run: Path, test: Clips, k: int) -> tuple[np.ndarray | None, str]:

@@ -62,13 +62,11 @@ def test_training_writes_weights_that_decode(folder, tmp_path, monkeypatch, make
     monkeypatch.setattr(train_decoders, "SIZES", sizes)
     read = train_decoders.read_pairs  # films are few: all take part, to learn from and to choose by
     monkeypatch.setattr(train_decoders, "read_pairs", lambda f, subjects, films, on: read(f, subjects, range(4), on))
-    card = train_decoders.main(
-        folder, tmp_path, subjects=[901], held_out=902, films=4, device="cpu", scale=0.002, note="tiny"
-    )
+    card = train_decoders.main(folder, tmp_path, subjects=[901], held_out=902, films=4, device="cpu", scale=0.002)
     assert read_json(tmp_path / "card.json") == card
     assert set(card["training"]) == {"semantics-early", "semantics-late", "semantics", "prior", "perception"}
     assert not list(tmp_path.glob("*.pt"))
-    monkeypatch.setattr("neuroclips.training.decoders._sizes", lambda tokens, latents: sizes)
+    monkeypatch.setattr("neuroclips.training.decoders._sizes", lambda tokens, latents, width: sizes)
     train, _ = make_clips("train", n_segments=3)
     rng = np.random.default_rng(0)
     targets = Targets(rng.normal(size=(39, 6, 16, 8, 8)).astype("f4"), rng.normal(size=(39, 16, 192)).astype("f4"))

@@ -166,7 +166,7 @@ def test_without_text_and_error_only_contrast_is_left():
     loss, parts = objective.loss(semantics_network(), objective.batches(0, seeded()), seeded())
     assert list(parts) == ["bimixco"]
     assert loss is parts["bimixco"]
-    assert "mse" in semantics(switches("paper"), mse_weight=2.0).loss(
+    assert "mse" in semantics(switches("paper", mse_weight=2.0)).loss(
         semantics_network(), objective.batches(0, seeded()), seeded()
     )[1]  # fmt: skip
 

@@ -24,11 +24,11 @@ def optical_flow(videos: Videos) -> Float32[np.ndarray, "B S 2 H W"]:
     if videos.shape[1] < 2:
         raise DataError(f"videos have {videos.shape[1]} frame; motion needs at least 2")
     b, f, _, h, w = videos.shape
-    flow = np.empty((b, f - 1, 2, h, w), np.float32)
+    flow, start = np.empty((b, f - 1, 2, h, w), np.float32), np.zeros((h, w, 2), np.float32)
     for i in range(b):
         grey = (as_unit_float(videos[i : i + 1])[0].transpose(0, 2, 3, 1) @ _LUMINANCE * 255).astype(np.uint8)
         for j in range(f - 1):
-            found = cv2.calcOpticalFlowFarneback(grey[j], grey[j + 1], None, 0.5, 3, 11, 3, 7, 1.5, 0)  # type: ignore[call-overload]
+            found = cv2.calcOpticalFlowFarneback(grey[j], grey[j + 1], start.copy(), 0.5, 3, 11, 3, 7, 1.5, 0)
             flow[i, j] = found.transpose(2, 0, 1)
     return flow
 

@@ -5,7 +5,7 @@ Plain arrays in, rows out; nothing here knows how a prediction was made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,7 +51,7 @@ class _Metric:
 
     name: str
     values: np.ndarray
-    floors: dict[str, np.ndarray]
+    beside: dict[str, np.ndarray]  # floors and baselines
     ceiling: np.ndarray | None
     chance: np.ndarray | None = None
     statistic: Statistic = "mean"
@@ -69,6 +69,7 @@ def score_videos(
     ids: Sequence[str],
     scene: Int[np.ndarray, " B"],
     floors: Mapping[str, Videos | Sequence[Videos]],
+    baselines: Mapping[str, Videos] | None = None,
     ceiling: Videos | None = None,
     shuffled: str = "shuffled",
     n_repeats: int | None = None,
@@ -83,17 +84,18 @@ def score_videos(
     videos, truth : (B, F, 3, H, W) uint8, or float in [0, 1].
     ids, scene : name and scene number of each clip.
     floors : videos made without brain information, by name; a list (several shuffles) is pooled clip by clip.
+    baselines : videos that a simpler method made of the same fMRI, by name.
     ceiling : videos of the best reachable reconstruction, such as the truth through the VAE.
     shuffled : which floor is the shuffled fMRI; it defines the brain-attributable share.
     n_repeats : how many repeats of each test clip were averaged.
     draws, seed : of the scene bootstrap.
     """
-    metrics = []
+    metrics, baselines = [], baselines or {}
     for name, (metric, unit, note) in PIXEL_METRICS.items():
-        floor_values = {k: np.stack([metric(v, truth) for v in _as_list(videos_)]) for k, videos_ in floors.items()}
+        beside = {k: np.stack([metric(v, truth) for v in _as_list(vs)]) for k, vs in {**floors, **baselines}.items()}
         best = None if ceiling is None else metric(ceiling, truth)
-        metrics.append(_Metric(name, metric(videos, truth), floor_values, best, unit=unit, note=note))
-    return _scored(method, "video", metrics, ids, scene, shuffled, n_repeats, draws, seed)
+        metrics.append(_Metric(name, metric(videos, truth), beside, best, unit=unit, note=note))
+    return _scored(method, "video", metrics, ids, scene, shuffled, baselines, n_repeats, draws, seed)
 
 
 def score_agreement(
@@ -105,6 +107,7 @@ def score_agreement(
     ids: Sequence[str],
     scene: Int[np.ndarray, " B"],
     floors: Mapping[str, np.ndarray | Sequence[np.ndarray]],
+    baselines: Mapping[str, np.ndarray] | None = None,
     space: str = "tokens",
     shuffled: str = "shuffled",
     n_repeats: int | None = None,
@@ -117,6 +120,7 @@ def score_agreement(
     error : squared distance, in units of the mean squared distance of the truth from ``reference``, so that predicting
         the training mean for every clip costs 1; lower is better.
     """
+    baselines = baselines or {}
     goal = np.asarray(true, np.float32).reshape(len(true), -1)
     centre = np.asarray(reference, np.float32).ravel()
     unit = float(np.square(goal - centre).sum(axis=1).mean())
@@ -127,9 +131,10 @@ def score_agreement(
     def error(x: np.ndarray) -> np.ndarray:
         return np.square(np.asarray(x, np.float32).reshape(len(x), -1) - goal).sum(axis=1) / unit
 
+    others = {**floors, **baselines}
     metrics = [
         _Metric(
-            name, of(predicted), {k: np.stack([of(x) for x in _as_list(v)]) for k, v in floors.items()}, None,
+            name, of(predicted), {k: np.stack([of(x) for x in _as_list(v)]) for k, v in others.items()}, None,
             note=note, higher_is_better=higher,
         )
         for name, of, note, higher in (
@@ -137,7 +142,7 @@ def score_agreement(
             ("error", error, "squared distance; the training mean for every clip costs 1", False),
         )
     ]  # fmt: skip
-    return _scored(method, space, metrics, ids, scene, shuffled, n_repeats, draws, seed)
+    return _scored(method, space, metrics, ids, scene, shuffled, baselines, n_repeats, draws, seed)
 
 
 def score_identification(
@@ -151,6 +156,7 @@ def score_identification(
     onset: Float[np.ndarray, " B"],
     scene: Int[np.ndarray, " B"],
     floors: Mapping[str, np.ndarray | Sequence[np.ndarray]],
+    baselines: Mapping[str, np.ndarray] | None = None,
     ceiling: Float[np.ndarray, "B B"] | None = None,
     exclude_seconds: float = 10.0,
     space: str = "tokens",
@@ -167,6 +173,7 @@ def score_identification(
     reference : (...) mean of the *training* clips' features, subtracted from both sides before correlating.
     segment, onset : where each clip lies; clips of the same segment within ``exclude_seconds`` are no distractors.
     floors : features predicted without brain information, by name; a list (several shuffles) is pooled.
+    baselines : features that a simpler method predicted from the same fMRI, by name.
     ceiling : (B, B) similarity of the best reachable prediction (rows) and each candidate, such as the ideal
         observer's log-likelihoods.
     ids, scene, shuffled, n_repeats, draws, seed : as for ``score_videos``.
@@ -174,9 +181,10 @@ def score_identification(
     pool = candidate_pool(segment, onset, exclude_seconds)
     similarity = correlation_scores(predicted, candidates, reference)
     found = identify(similarity, pool)
-    found_floors = {
+    baselines = baselines or {}
+    found_beside = {
         name: [identify(correlation_scores(p, candidates, reference), pool).values for p in _as_list(predictions)]
-        for name, predictions in floors.items()
+        for name, predictions in {**floors, **baselines}.items()
     }
     found_ceiling = None if ceiling is None else identify(ceiling, pool).values
     p_values = _pairing_p_values(similarity, pool, scene, draws, seed)
@@ -186,7 +194,7 @@ def score_identification(
         _Metric(
             "median rank" if name == "rank" else name,
             found.values[name],
-            {floor: np.stack([v[name] for v in shuffles]) for floor, shuffles in found_floors.items()},
+            {other: np.stack([v[name] for v in shuffles]) for other, shuffles in found_beside.items()},
             None if found_ceiling is None else found_ceiling[name],
             chance=found.chance[name],
             statistic="median" if name == "rank" else "mean",
@@ -197,7 +205,7 @@ def score_identification(
         )
         for name in METRICS
     ]
-    return _scored(method, space, metrics, ids, scene, shuffled, n_repeats, draws, seed)
+    return _scored(method, space, metrics, ids, scene, shuffled, baselines, n_repeats, draws, seed)
 
 
 def _pairing_p_values(
@@ -219,7 +227,7 @@ def _pairing_p_values(
 
 def _scored(
     method: str, space: str, metrics: Sequence[_Metric], ids: Sequence[str], scene: np.ndarray,
-    shuffled: str, n_repeats: int | None, draws: int, seed: int,
+    shuffled: str, baselines: Collection[str], n_repeats: int | None, draws: int, seed: int,
 ) -> Scored:  # fmt: skip
     if not len(ids) == len(scene) == metrics[0].values.shape[-1]:
         raise DataError(f"{len(ids)} ids, {len(scene)} scenes and {metrics[0].values.shape[-1]} clips; expected equal")
@@ -227,11 +235,12 @@ def _scored(
     scores, parts = [], []
     for metric in metrics:
         value = boot.of(metric.values, metric.statistic)
-        floors = {name: boot.of(values, metric.statistic) for name, values in metric.floors.items()}
+        beside = {name: boot.of(values, metric.statistic) for name, values in metric.beside.items()}
+        floors = {name: found for name, found in beside.items() if name not in baselines}
         ceiling = None if metric.ceiling is None else boot.of(metric.ceiling, metric.statistic)
         share, share_interval = _brain_attributable(boot, value, floors.get(shuffled), ceiling)
         low, high = boot.interval(value.draws) or (None, None)
-        differences = {name: boot.interval(value.draws - floor.draws) for name, floor in floors.items()}
+        differences = {name: boot.interval(value.draws - other.draws) for name, other in beside.items()}
         score = Score(
             metric=metric.name,
             method=method,
@@ -240,6 +249,7 @@ def _scored(
             ci_high=high,
             chance=None if metric.chance is None else float(getattr(np, metric.statistic)(metric.chance)),
             floors={name: floor.value for name, floor in floors.items()},
+            baselines={name: beside[name].value for name in baselines},
             differences={name: ends for name, ends in differences.items() if ends is not None},
             ceiling=None if ceiling is None else ceiling.value,
             brain_attributable=share,
@@ -259,7 +269,7 @@ def _scored(
         if shuffled in floors:
             name = f"{method}, {shuffled}"
             scores.append(_control(score, name, floors[shuffled], boot))
-            rows[name] = np.atleast_2d(metric.floors[shuffled]).mean(axis=0)
+            rows[name] = np.atleast_2d(metric.beside[shuffled]).mean(axis=0)
         for name, values in rows.items():
             columns = {"clip": list(ids), "scene": scene, "method": name, "space": space, "metric": metric.name}
             parts.append(pd.DataFrame(columns | {"value": np.asarray(values, np.float64)}))
@@ -270,8 +280,8 @@ def _control(score: Score, name: str, floor: Resampled, boot: SceneBootstrap) ->
     """The row of the shuffled floor, with its own interval: it should not lie above chance."""
     low, high = boot.interval(floor.draws) or (None, None)
     return replace(
-        score, method=name, value=floor.value, ci_low=low, ci_high=high, floors={}, differences={}, ceiling=None,
-        brain_attributable=None, brain_attributable_interval=None, p_value=None, control=True,
+        score, method=name, value=floor.value, ci_low=low, ci_high=high, floors={}, baselines={}, differences={},
+        ceiling=None, brain_attributable=None, brain_attributable_interval=None, p_value=None, control=True,
     )  # fmt: skip
 
 

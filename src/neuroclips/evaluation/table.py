@@ -27,7 +27,9 @@ class Score:
     unit : "share" (of 1, printed in percent), "dB", "rank" or "" (a plain number).
     ci_low, ci_high : 95 % scene-bootstrap interval; None with fewer than two scenes.
     chance : analytic value for a prediction without information, where there is one.
-    floors : scores without brain information, by name. ``differences``: value - floor, paired interval.
+    floors : scores without brain information, by name.
+    baselines : scores of simpler methods that read the same brain, by name.
+    differences : value minus floor or baseline, paired interval.
     ceiling : best reachable score, measured on the same clips.
     brain_attributable : (value - shuffled floor) / (ceiling - shuffled floor), and its interval.
     p_value : one-sided permutation test against pairings shuffled across scenes.
@@ -45,6 +47,7 @@ class Score:
     ci_high: float | None = None
     chance: float | None = None
     floors: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
     differences: Mapping[str, Interval] = field(default_factory=dict)
     ceiling: float | None = None
     brain_attributable: float | None = None
@@ -60,11 +63,15 @@ class Score:
     @property
     def beats_floors(self) -> bool | None:
         """Whether the paired interval of the difference to every floor lies on the good side of 0; None if unknown."""
-        if not self.differences:
+        found = [self.beats(name) for name in self.floors if name in self.differences]
+        return all(found) if found else None
+
+    def beats(self, name: str) -> bool | None:
+        """Whether the paired interval of the difference to this floor or baseline is on the good side of 0."""
+        if name not in self.differences:
             return None
-        if self.higher_is_better:
-            return all(low > 0 for low, _ in self.differences.values())
-        return all(high < 0 for _, high in self.differences.values())
+        low, high = self.differences[name]
+        return low > 0 if self.higher_is_better else high < 0
 
     @property
     def beats_chance(self) -> bool | None:
@@ -98,7 +105,8 @@ def read_scores(path: Path) -> list[Score]:
 def _from_json(row: dict[str, Any]) -> Score:
     nan = float("nan")
     row["value"] = nan if row["value"] is None else row["value"]
-    row["floors"] = {k: nan if v is None else v for k, v in row.get("floors", {}).items()}
+    for kind in ("floors", "baselines"):
+        row[kind] = {k: nan if v is None else v for k, v in row.get(kind, {}).items()}
     row["differences"] = {k: tuple(v) for k, v in row.get("differences", {}).items()}
     if row.get("brain_attributable_interval") is not None:
         row["brain_attributable_interval"] = tuple(row["brain_attributable_interval"])
@@ -114,14 +122,15 @@ def _without_nan(value: Any) -> Any:
 
 
 def scores_to_frame(scores: Sequence[Score]) -> pd.DataFrame:
-    """One row a score; floors and the differences' ends are spread over columns, such as ``floor: shuffled``."""
+    """One row a score; floors, baselines and differences are spread over columns, such as ``floor: shuffled``."""
     rows = []
     for score in scores:
         row = asdict(score)
-        floors, differences = row.pop("floors"), row.pop("differences")
+        floors, baselines, differences = row.pop("floors"), row.pop("baselines"), row.pop("differences")
         interval = row.pop("brain_attributable_interval") or (None, None)
         row["brain_attributable_low"], row["brain_attributable_high"] = interval
         row |= {f"floor: {name}": value for name, value in floors.items()}
+        row |= {f"baseline: {name}": value for name, value in baselines.items()}
         for name, (low, high) in differences.items():
             row |= {f"minus {name}, low": low, f"minus {name}, high": high}
         rows.append(row)
@@ -164,13 +173,13 @@ def score_interval(score: Score) -> Interval | None:
 def rich_table(scores: Sequence[Score], title: str = "Scores") -> Table:
     """The scores for a terminal, one row each, controls dimmed."""
     table = Table(title=title, caption="95 % scene-bootstrap intervals; n eff: Kish's effective number of scenes")
-    for heading in ("space", "metric", "method", "score", "95 %", "chance", "floors", "ceiling", "brain", "n", "n eff"):
-        table.add_column(heading, justify="left" if heading in {"space", "metric", "method", "floors"} else "right")
+    for heading in ("space", "metric", "method", "score", "95 %", "chance", "beside", "ceiling", "brain", "n", "n eff"):
+        table.add_column(heading, justify="left" if heading in {"space", "metric", "method", "beside"} else "right")
     for s in scores:
-        floors = ", ".join(f"{name} {format_value(value, s.unit)}" for name, value in s.floors.items())
+        beside = ", ".join(f"{k} {format_value(v, s.unit)}" for k, v in {**s.floors, **s.baselines}.items())
         table.add_row(
             s.space, s.metric, s.method, format_value(s.value, s.unit), format_interval(score_interval(s), s.unit),
-            format_value(s.chance, s.unit), floors or "–", format_value(s.ceiling, s.unit),
+            format_value(s.chance, s.unit), beside or "–", format_value(s.ceiling, s.unit),
             format_value(s.brain_attributable, "share"), str(s.n), f"{s.n_effective:.1f}",
             style="dim" if s.control else None,
         )  # fmt: skip

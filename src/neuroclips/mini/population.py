@@ -37,13 +37,13 @@ from neuroclips.simulation.film import familiar_places, frame_table, plan_segmen
 from neuroclips.simulation.response import Tuning, components, gains, gram, tune
 from neuroclips.simulation.things import TRAINING_THINGS
 from neuroclips.simulation.visuotopy import receptive_fields
+from neuroclips.training.decoders import AXES, VOLUMES
 
 SECONDS, CLIPS, LEAD, DELAY = 100, 50, 1, 2  # of a film; its clips; volumes before it; volumes from clip to response
 FPS = round(FRAMES_PER_STEP / STEP)
 FRAMES, SIZE = 6, 64  # of a clip, as in the demo
-VOLUMES = 2  # the clip's own and the next: what the input layer hears
 LAYER_FILMS = 18  # films that a subject's own layer is solved on, as many as the demo's training segments
-BASIS_FILMS, TOKEN_AXES, LATENT_AXES = 140, 160, 224
+BASIS_FILMS = 140
 P = 0.05 / N_CORTEX
 
 
@@ -168,9 +168,7 @@ def make_population(folder: Path, *, films: int, subjects: list[int], workers: i
             pass
     make_targets([n for n in range(films) if not (folder / f"targets-{n:04d}.safetensors").exists()], folder)
     if not (folder / "basis.safetensors").exists():
-        Basis.fit(read_targets(folder, list(range(min(films, BASIS_FILMS)))), TOKEN_AXES, LATENT_AXES).save(
-            folder / "basis.safetensors"
-        )
+        Basis.fit(read_targets(folder, list(range(min(films, BASIS_FILMS)))), *AXES).save(folder / "basis.safetensors")
     basis = Basis.load(folder / "basis.safetensors")
     with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         for seed in subjects:

@@ -25,6 +25,7 @@ from neuroclips.decoders.losses import frame_contrastive, info_nce
 from neuroclips.decoders.pretrained import SIZES, build_perception, build_prior, build_semantics, shared_state
 from neuroclips.mini.population import CLIPS, codes_path, read_targets
 from neuroclips.training import TrainingSettings
+from neuroclips.training.decoders import token_scores
 from neuroclips.training.loop import train
 
 HELD_OUT_FILMS = 20
@@ -76,7 +77,7 @@ class Trainer:
 
     def fit(
         self, name: str, module: nn.Module, loss: Callable, rows: Tensor, *, steps: int, batch: int, rate: float,
-        decay: float, validate: Callable, ema: float = 0.99,
+        decay: float, validate: Callable, choose: str = "agreement",
     ) -> Any:  # fmt: skip
         """Train on the pairs in ``rows`` and keep the curve; returns the module at its best validation."""
         steps = max(2, round(steps * self.scale))
@@ -85,13 +86,13 @@ class Trainer:
             return rows[torch.randint(len(rows), (min(batch, len(rows)),), generator=generator).to(rows.device)]
 
         settings = TrainingSettings(
-            steps=steps, learning_rate=rate, seed=1, validate_every=max(1, steps // 10), weight_decay=decay, ema=ema,
+            steps=steps, learning_rate=rate, seed=1, validate_every=max(1, steps // 10), weight_decay=decay, ema=0.99,
             precision="bf16" if self.device == "cuda" else "no",
         )  # fmt: skip
         started = time.monotonic()
         trained = train(
             module, loss, batches, settings=settings, checkpoint=self.out / f"{name}.checkpoint.pt",
-            validate=validate, choose="agreement", highest=True, device=self.device,
+            validate=validate, choose=choose, highest=True, device=self.device,
         )  # fmt: skip
         self.curves[name] = {"steps": trained.steps, "best_step": trained.best_step, "curve": trained.curve,
                              "seconds": round(time.monotonic() - started, 1), "batch": batch}  # fmt: skip
@@ -148,14 +149,14 @@ class Trainer:
             found = torch.cat([m.from_code(code).latents.float() for code in self.held.codes.split(250)])
             true = self.latents[self.held.clip].float()
             return {
-                "agreement": 1 - float((found - true).square().mean() / (true - mean).square().mean()),
+                "explained": 1 - float((found - true).square().mean() / (true - mean).square().mean()),
                 "motion": float(F.cosine_similarity(found.diff(dim=1).flatten(1), true.diff(dim=1).flatten(1)).mean()),
             }
 
-        # Where a folder holds latents of fewer films than codes, only those are learnt from.
         rows = torch.arange(len(self.pairs.codes), device=self.device)
         module = build_perception(SIZES, self.basis)
-        return self.fit("perception", module, loss, rows, steps=500, batch=256, rate=6e-4, decay=0.1, validate=validate)
+        return self.fit("perception", module, loss, rows, steps=500, batch=256, rate=6e-4, decay=0.1, validate=validate,
+                        choose="explained")  # fmt: skip
 
     def run(self) -> dict[str, nn.Module]:
         """Semantics twice on half of the films, for conditions that the prior may learn from; then all three."""
@@ -163,34 +164,28 @@ class Trainer:
         film = self.pairs.clip // CLIPS
         early = film <= film.median()
         halves = [self.semantics(f"semantics-{n}", every[half]) for n, half in (("early", early), ("late", ~early))]
-        with torch.inference_mode():
+        with torch.no_grad():
             conditions = torch.empty(len(every), *self.tokens.shape[1:], dtype=torch.float16, device=self.device)
             for network, other in zip(halves, (~early, early)):
                 for rows in every[other].split(4096):
                     conditions[rows] = network.from_code(self.pairs.codes[rows]).tokens.half()
         semantics = self.semantics("semantics", every)
-        with torch.inference_mode():
+        with torch.no_grad():
             self.held_tokens = semantics.from_code(self.held.codes).tokens.float()
-        return {"semantics": semantics, "prior": self.prior(conditions.clone()), "perception": self.perception()}
+        return {"semantics": semantics, "prior": self.prior(conditions), "perception": self.perception()}
 
     def _agreement(self, predicted: Tensor) -> dict[str, float]:
         """Of the held-out subject and films: mean correlation of centred tokens, explained variance, and how often the
         true clip's tokens are the best match among all held-out clips."""
-        true = (self.tokens[self.held.clip] - self.token_mean).flatten(1)
-        found = (predicted.float() - self.token_mean).flatten(1)
-        a, b = (F.normalize(x - x.mean(dim=1, keepdim=True), dim=1) for x in (found, true))
-        similarity = a @ b.T
-        best = (similarity >= similarity.diagonal()[:, None]).sum(dim=1) == 1
-        return {
-            "agreement": float(similarity.diagonal().mean()),
-            "explained": 1 - float((found - true).square().sum() / true.square().sum()),
-            "top1": float(best.float().mean()),
-        }
+        true = self.tokens[self.held.clip]
+        a, b = ((x.float() - self.token_mean).flatten(1) for x in (predicted, true))
+        a, b = (F.normalize(x - x.mean(dim=1, keepdim=True), dim=1) for x in (a, b))
+        best = (a @ b.T).argmax(dim=1) == torch.arange(len(a), device=a.device)
+        return token_scores(predicted.float(), true, self.token_mean) | {"top1": float(best.float().mean())}
 
 
 def main(
-    folder: Path, out: Path, *, subjects: list[int], held_out: int, films: int, device: str, scale: float = 1.0,
-    note: str = "",
+    folder: Path, out: Path, *, subjects: list[int], held_out: int, films: int, device: str, scale: float = 1.0
 ) -> dict[str, Any]:  # fmt: skip
     """Train all, write weights (float16), basis and card to ``out``; returns the card.
 
@@ -198,7 +193,6 @@ def main(
     ----------
     folder : a population (``make_population``).
     scale : of the number of steps; below 1 for a quick trial.
-    note : added to the card.
     """
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(folder, subjects, held_out, films, device, out, scale)
@@ -221,7 +215,6 @@ def main(
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "parameters": {n: sum(v.numel() for v in shared_state(m).values()) for n, m in modules.items()},
         "training": trainer.curves,
-        "note": note,
     }
     write_json(out / "card.json", card)
     for left in out.glob("*.checkpoint.pt"):

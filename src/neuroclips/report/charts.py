@@ -176,12 +176,13 @@ def _dot_row(score: Score, ticks: list[float]) -> dict:
         "chance": None if score.chance is None else mark("chance", score.chance),
         "ceiling": None if score.ceiling is None else mark("ceiling", score.ceiling),
         "floors": [mark(f"floor, {name}", value) for name, value in score.floors.items() if math.isfinite(value)],
+        "baselines": [mark(f"baseline, {name}", v) for name, v in score.baselines.items() if math.isfinite(v)],
     }  # fmt: skip
 
 
 def _numbers(rows: Sequence[Score]) -> Iterable[SupportsFloat | None]:
     for s in rows:
-        yield from (s.value, s.ci_low, s.ci_high, s.chance, s.ceiling, *s.floors.values())
+        yield from (s.value, s.ci_low, s.ci_high, s.chance, s.ceiling, *s.floors.values(), *s.baselines.values())
         if s.unit == "share":
             yield 0.0
 

@@ -102,8 +102,8 @@ def _repeats_curve(scores: Sequence[Score], method: str) -> Curve | None:
         ),
         Series("shuffled fMRI", x, [s.floors["shuffled"] for s in rows]),
     ]
-    if all("ridge" in s.floors for s in rows):
-        lines.append(Series("ridge", x, [s.floors["ridge"] for s in rows]))
+    for name in rows[0].baselines:
+        lines.append(Series(name, x, [s.baselines[name] for s in rows]))
     if all(s.ceiling is not None for s in rows):
         lines.append(Series("ceiling", x, _numbers(rows, "ceiling")))
     return Curve(
@@ -150,7 +150,8 @@ def _decoder_curves(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> l
     curves = []
     for name in ("semantics", "prior", "perception"):
         points = training[name]["curve"]
-        quantity = "validation_agreement" if "validation_agreement" in points[0] else "validation_l1"
+        wanted = ("validation_agreement", "validation_explained", "validation_l1")
+        quantity = next(name for name in wanted if name in points[0])
         curves.append(
             Curve(
                 title=f"Training of the {name} network",

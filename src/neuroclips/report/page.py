@@ -201,7 +201,8 @@ def _sentences(data: ReportData, score: Score | None) -> list[str]:
     between = "" if interval is None else f" (95 % interval {format_interval(interval, score.unit)})"
     said.append(f"Compared by {score.space}, “{score.method}” {result}{between}.")
     beside = [] if score.chance is None else [f"chance is {text(score.chance)}"]
-    beside += [f"the floor “{name}” reaches {text(value)}" for name, value in score.floors.items()]
+    for kind, scores in (("floor", score.floors), ("baseline", score.baselines)):
+        beside += [f"the {kind} “{name}” reaches {text(value)}" for name, value in scores.items()]
     if score.ceiling is not None:
         beside.append(f"the ceiling is {text(score.ceiling)}")
     if beside:
@@ -209,9 +210,10 @@ def _sentences(data: ReportData, score: Score | None) -> list[str]:
     if score.beats_floors:
         said.append("It is better than every floor by more than the paired 95 % interval.")
     elif score.beats_floors is False:
-        good = (lambda ends: ends[0] > 0) if score.higher_is_better else (lambda ends: ends[1] < 0)
-        not_beaten = [f"“{name}”" for name, ends in score.differences.items() if not good(ends)]
+        not_beaten = [f"“{name}”" for name in score.floors if score.beats(name) is False]
         said.append(f"It is not clearly better than {', '.join(not_beaten)}: read it as no evidence of decoding.")
+    for name in score.baselines:
+        said.append(f"It is {'' if score.beats(name) else 'not '}clearly better than the baseline “{name}”.")
     return said
 
 
@@ -226,6 +228,8 @@ def _tiles(score: Score | None) -> list[dict[str, str]]:
         pick = max if score.higher_is_better else min
         name, value = pick(score.floors.items(), key=lambda item: item[1])
         tiles.append({"name": "hardest floor", "value": format_value(value, score.unit), "below": name})
+    for name, value in score.baselines.items():
+        tiles.append({"name": "baseline", "value": format_value(value, score.unit), "below": name})
     if score.ceiling is not None:
         tiles.append({"name": "ceiling", "value": format_value(score.ceiling, score.unit), "below": "best reachable"})
     if score.brain_attributable is not None:
@@ -240,12 +244,12 @@ def _table_row(score: Score) -> dict[str, Any]:
         ends = score.differences.get(name)
         return "" if ends is None else f"difference {format_interval(ends, score.unit)}"
 
-    p = score.p_value
+    p, beside = score.p_value, {**score.floors, **score.baselines}
     return {
         "score": score, "value": format_value(score.value, score.unit),
         "interval": format_interval(score_interval(score), score.unit),
         "chance": format_value(score.chance, score.unit), "ceiling": format_value(score.ceiling, score.unit),
-        "floors": [(name, format_value(v, score.unit), difference(name)) for name, v in score.floors.items()],
+        "beside": [(name, format_value(v, score.unit), difference(name)) for name, v in beside.items()],
         "brain": format_value(score.brain_attributable, "share"),
         "brain_interval": format_interval(score.brain_attributable_interval, "share"),
         "p": "–" if p is None else f"{p:.2g}", "n_effective": f"{score.n_effective:.1f}",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from neuroclips.decoders.pretrained import (
     read_state,
     shared_state,
 )
+from neuroclips.decoders.semantics import SemanticsOutput
 from neuroclips.errors import DataError
 from neuroclips.pretrained.registry import resolve
 from neuroclips.shapes import Float32
@@ -101,7 +102,6 @@ class NeuralDecoders:
         Raises ``SplitLeakError`` for test clips and ``DataError`` where pretrained weights are of other sizes.
         """
         refuse_test_clips(train, validation)
-        sizes = _sizes_of(targets)
         self.curves_: dict[str, Any] = {}
         x = self.inputs(train)
         if self.pretrained is None:
@@ -110,9 +110,8 @@ class NeuralDecoders:
             self.token_mean_, self.token_sd_ = tokens.mean(axis=0), float(np.sqrt(tokens.var(axis=0).mean()))
         else:
             self._read_shared(resolve_decoders(self.pretrained))
-        sizes = Sizes(**vars(sizes) | {"width": self.basis_.width})
         self.layer_ = solve_input_layer(x, self.basis_.encode(targets), train.segment, held_out=self.pretrained is None)
-        self._build(sizes, x.shape[1])
+        self._build(targets.tokens.shape[1:], targets.latents.shape[1:])
         if self.pretrained is None:
             if validation is None or validation_targets is None:
                 raise DataError("training networks needs validation clips and their targets, to choose the weights by")
@@ -150,23 +149,27 @@ class NeuralDecoders:
         )
         self._train(
             "semantics", self.semantics_, objective, n, chosen,
-            lambda m: _token_scores(_whole(m, held_code).tokens, true, mean), "agreement", True,
+            lambda m: token_scores(_whole(m, held_code).tokens, true, mean), "agreement", True,
         )  # fmt: skip
         with torch.inference_mode():
-            every = [_whole(self.semantics_, torch.from_numpy(codes[:, 0]))]
-            part = "tokens" if chosen.prior_condition == "tokens" else "backbone_tokens"
-            conditions = ((getattr(every[0], part) - mean) / sd).numpy()
-            held_conditions = (getattr(_whole(self.semantics_, held_code), part) - mean) / sd
+            conditions, held_conditions = (
+                (self._condition(_whole(self.semantics_, code)) - mean) / sd
+                for code in (torch.from_numpy(codes[:, 0]), held_code)
+            )
         n, batch = steps("prior")
         standard = (np.asarray(tokens, np.float32) - self.token_mean_) / np.float32(sd)
         objective = PriorObjective(
-            conditions[:, None], standard[:, None].astype(np.float32), switches=chosen, batch=batch, seed=self.seed
+            conditions[:, None].numpy(),
+            standard[:, None].astype(np.float32),
+            switches=chosen,
+            batch=batch,
+            seed=self.seed,
         )
 
         def prior_scores(m: Any) -> dict[str, float]:
             on = next(m.parameters()).device
             draws = [torch.Generator().manual_seed(i) for i in range(len(held_conditions))]
-            return _token_scores(m.expected(held_conditions.to(on), draws).cpu() * sd + mean, true, mean)
+            return token_scores(m.expected(held_conditions.to(on), draws).cpu() * sd + mean, true, mean)
 
         self._train("prior", self.prior_, objective, n, chosen, prior_scores, "agreement", True)
         n, batch = steps("perception")
@@ -213,9 +216,8 @@ class NeuralDecoders:
             x = torch.from_numpy(np.ascontiguousarray(inputs[rows])).to(on)
             latents.append(perception(x).latents.cpu().numpy())
             seen = semantics(x)
-            condition = seen.tokens if self.condition_ == "tokens" else seen.backbone_tokens
             draws = [torch.Generator().manual_seed(stable_seed(self.seed, "prior", clip)) for clip in ids[rows]]
-            found = prior.expected((condition - mean) / sd, draws, samples=self.prior_draws)
+            found = prior.expected((self._condition(seen) - mean) / sd, draws, samples=self.prior_draws)
             tokens.append(seen.tokens.cpu().numpy())
             nearer.append((PRIOR_SHARE * (found * sd + mean) + (1 - PRIOR_SHARE) * seen.tokens).cpu().numpy())
         return Decoded(*(np.concatenate(parts).astype(np.float32) for parts in (latents, tokens, nearer)))
@@ -234,8 +236,7 @@ class NeuralDecoders:
         about = {
             "decoders": self.name, "pretrained": None if self.pretrained is None else str(self.pretrained),
             "preset": self.preset, "prior_draws": self.prior_draws, "seed": self.seed,
-            "tokens": list(self.token_mean_.shape), "latents": list(self.basis_.latents_mean.shape),
-            "condition": self.condition_, "training": self.curves_,
+            "training": self.curves_,
         }  # fmt: skip
         write_json(directory / "decoders.json", about)
         return about
@@ -252,8 +253,7 @@ class NeuralDecoders:
         decoders._read_shared(directory)
         layer = read_arrays(directory / "input.safetensors")
         decoders.layer_ = InputLayer(np.asarray(layer["weight"]), np.asarray(layer["bias"]))
-        sizes = _sizes(tuple(about["tokens"]), tuple(about["latents"]))
-        decoders._build(Sizes(**vars(sizes) | {"width": decoders.basis_.width}), len(decoders.layer_.weight))
+        decoders._build(decoders.basis_.tokens_mean.shape, decoders.basis_.latents_mean.shape)
         decoders._load_states(directory)
         decoders._finish()
         return decoders
@@ -263,13 +263,18 @@ class NeuralDecoders:
         tokens = read_arrays(directory / "tokens.safetensors")
         self.token_mean_, self.token_sd_ = np.asarray(tokens["mean"], np.float32), float(tokens["sd"][0])
 
-    def _build(self, sizes: Sizes, columns: int) -> None:
+    def _build(self, tokens: tuple[int, ...], latents: tuple[int, ...]) -> None:
+        """Networks for targets of these shapes, with the subject's layer in."""
         torch.manual_seed(stable_seed(self.seed, "networks"))
+        sizes, columns = _sizes(tokens, latents, self.basis_.width), len(self.layer_.weight)
         position = switches(self.preset).temporal_position
         self.semantics_ = attach(build_semantics(sizes, self.basis_, columns), self.layer_)
         self.perception_ = attach(build_perception(sizes, self.basis_, columns, position=position), self.layer_)
         self.prior_ = build_prior(sizes)
-        self.condition_: Literal["tokens", "backbone"] = switches(self.preset).prior_condition
+
+    def _condition(self, seen: SemanticsOutput) -> torch.Tensor:
+        """What the prior is conditioned on, by the switch ``prior_condition``."""
+        return seen.tokens if switches(self.preset).prior_condition == "tokens" else seen.backbone_tokens
 
     def _load_states(self, directory: Path) -> None:
         for name in ("semantics", "perception", "prior"):
@@ -296,15 +301,13 @@ def resolve_decoders(name_or_folder: str | Path) -> Path:
     return resolve(name_or_folder, "decoders", holds="basis.safetensors")
 
 
-def _sizes(tokens: tuple[int, ...], latents: tuple[int, ...]) -> Sizes:
-    """Sizes of networks for these targets: a coarse map of at most half the latent's side."""
+def _sizes(tokens: tuple[int, ...], latents: tuple[int, ...], width: int) -> Sizes:
+    """Sizes of networks for these targets: a coarse map of half the latent's rows where they can be halved."""
     rows = latents[2]
     grid = rows // 2 if rows % 2 == 0 else rows
-    return Sizes(tokens=(tokens[0], tokens[1]), latents=(latents[0], latents[1], rows, latents[3]), grid=grid)
-
-
-def _sizes_of(targets: Targets) -> Sizes:
-    return _sizes(targets.tokens.shape[1:], targets.latents.shape[1:])
+    return Sizes(
+        tokens=(tokens[0], tokens[1]), latents=(latents[0], latents[1], rows, latents[3]), grid=grid, width=width
+    )
 
 
 def _whole(module: Any, codes: torch.Tensor) -> Any:
@@ -315,8 +318,8 @@ def _whole(module: Any, codes: torch.Tensor) -> Any:
     return type(parts[0])(**{name: torch.cat([getattr(part, name).float().cpu() for part in parts]) for name in names})
 
 
-def _token_scores(predicted: torch.Tensor, true: torch.Tensor, mean: torch.Tensor) -> dict[str, float]:
-    """Mean correlation of centred tokens, and the share of their variance that is explained."""
+def token_scores(predicted: torch.Tensor, true: torch.Tensor, mean: torch.Tensor) -> dict[str, float]:
+    """Mean correlation of centred tokens (B, K, D), and the share of their variance that is explained."""
     found, goal = (predicted - mean).flatten(1), (true - mean).flatten(1)
     a, b = (F.normalize(x - x.mean(dim=1, keepdim=True), dim=1) for x in (found, goal))
     return {

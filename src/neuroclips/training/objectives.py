@@ -80,7 +80,7 @@ class SemanticsObjective:
     present : (B, R) which repeats exist; None is all. The others are never read into a batch.
     text : caption embeddings, (B, E) of every clip or (B, M, E) of every candidate; with their ``projector``, of which
         a frozen copy is used.
-    mse_weight : in place of that of ``switches``. seed : of the clips' order.
+    seed : of the clips' order.
     """
 
     def __init__(
@@ -95,7 +95,6 @@ class SemanticsObjective:
         text: Float[np.ndarray, "B *candidates E"] | None = None,
         projector: TextProjector | None = None,
         codes: bool = False,
-        mse_weight: float | None = None,
         seed: int = 0,
     ):
         _refuse_other_clips("SemanticsObjective", responses=responses, tokens=tokens, present=present, text=text)
@@ -103,8 +102,7 @@ class SemanticsObjective:
         self.switches, self.steps = switches, steps
         self.draws = _Draws(responses, present, tokens.shape[1], switches, batch, seed)
         self.projector = _frozen("SemanticsObjective", text, projector, tokens.shape[1])
-        self.mse_weight = switches.mse_weight if mse_weight is None else mse_weight
-        self.variance = _variance(tokens) if self.mse_weight else 1.0
+        self.variance = _variance(tokens) if switches.mse_weight else 1.0
 
     def batches(self, number: int, generator: torch.Generator) -> SemanticsBatch:
         """Batch ``number``, counted from 0."""
@@ -133,9 +131,9 @@ class SemanticsObjective:
         if self.projector is not None and batch.text is not None:
             parts["text"] = info_nce(self.projector.to(predicted.device)(predicted), batch.text)
             total = total + self.switches.text_weight * parts["text"]
-        if self.mse_weight:
+        if self.switches.mse_weight:
             parts["mse"] = F.mse_loss(predicted.float(), goal) / self.variance
-            total = total + self.mse_weight * parts["mse"]
+            total = total + self.switches.mse_weight * parts["mse"]
         return total, parts
 
     def _predicted(self, module: SemanticsNetwork, x: Tensor) -> Tensor:
