@@ -130,3 +130,18 @@ def test_agreement_and_error_of_features():
         "mean", mean, true, reference=reference, ids=[f"c{i}" for i in range(12)], scene=scene, floors={}, draws=200
     ).scores  # fmt: skip
     assert {s.metric: s.value for s in rows} == pytest.approx({"agreement": 0, "error": 1})
+
+
+def test_a_baseline_is_no_floor():
+    """It reads the brain: not beating it is no sign of decoding nothing."""
+    rng = np.random.default_rng(5)
+    true, scene = rng.normal(size=(12, 40)), np.arange(12) // 2
+    good, better, nothing = (true + noise * rng.normal(size=true.shape) for noise in (1.0, 0.3, 50.0))
+    (score, *_) = score_agreement(
+        "neural", good, true, reference=np.zeros(40), ids=[f"c{i}" for i in range(12)], scene=scene, draws=200,
+        floors={"shuffled": nothing}, baselines={"ridge": better},
+    ).scores  # fmt: skip
+    assert (set(score.floors), set(score.baselines)) == ({"shuffled"}, {"ridge"})
+    assert score.beats_floors
+    assert score.beats("ridge") is False
+    assert score.baselines["ridge"] > score.value

@@ -63,7 +63,7 @@ class Score:
     @property
     def beats_floors(self) -> bool | None:
         """Whether the paired interval of the difference to every floor lies on the good side of 0; None if unknown."""
-        found = [self.beats(name) for name in self.floors if name in self.differences]
+        found = [self.beats(name) for name in self.differences if name not in self.baselines]
         return all(found) if found else None
 
     def beats(self, name: str) -> bool | None:

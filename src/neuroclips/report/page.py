@@ -210,7 +210,7 @@ def _sentences(data: ReportData, score: Score | None) -> list[str]:
     if score.beats_floors:
         said.append("It is better than every floor by more than the paired 95 % interval.")
     elif score.beats_floors is False:
-        not_beaten = [f"“{name}”" for name in score.floors if score.beats(name) is False]
+        not_beaten = [f"“{n}”" for n in score.differences if n not in score.baselines and not score.beats(n)]
         said.append(f"It is not clearly better than {', '.join(not_beaten)}: read it as no evidence of decoding.")
     for name in score.baselines:
         said.append(f"It is {'' if score.beats(name) else 'not '}clearly better than the baseline “{name}”.")

@@ -6,6 +6,7 @@
 
 Where the paper says nothing, "paper" takes the corrected value. Rows of g.1 that are no matter of training have no
 switch here: the delay is prepared with the data, and theta, the keyframe's start and fusion belong to generators.
+The subject's layer has no switch either: ``NeuralDecoders`` solve it by ridge, as the paper writes (row 6).
 Temporal upsampling has one form (``decoders.perception``), but for the position. No preset brings back what nobody can
 want: backbones that cannot learn, attention across clips, clips in unshuffled order, choice on the test set (g.2, items
 1, 4 and 6).
@@ -45,8 +46,6 @@ class Switches(BaseModel):
 
     The rest is used by the estimators, not by the objectives:
 
-    input_layer : the subject's own layer. "ridge" is solved in closed form (equation 3), "trained" is a linear layer
-        with AdamW's decay (g.1 row 6).
     prior_condition : "tokens" after the projector, or those of the "backbone" before it, as MindEye2's prior has them.
         The paper's words, the fMRI embedding, are read as the tokens that it compares with CLIP's (g.1 row 10).
     temporal_position : whether temporal attention knows the order of frames (g.4, item 4).
@@ -68,7 +67,6 @@ class Switches(BaseModel):
     perception_loss: Literal["paper", "centred", "released"] = "centred"
     perception_contrast_weight: float = Field(1.0, ge=0)
 
-    input_layer: Literal["ridge", "trained"] = "ridge"
     prior_condition: Literal["tokens", "backbone"] = "tokens"
     temporal_position: bool = True
     decay_all: bool = False
@@ -99,7 +97,6 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "mixup_fixed_points": "released",
         "perception_loss": "released",
         "perception_contrast_weight": 0.1,
-        "input_layer": "trained",
         "temporal_position": False,
         "decay_all": True,
         "semantics_batch": 720,
