@@ -93,6 +93,8 @@ def run(
     names = [stage.name for stage in planned]
     if until is not None and until not in names:
         raise ArtefactError(f"no stage {until!r} in this recipe; there are {', '.join(names)}")
+    for stage in planned:
+        stage.settings(recipe)  # a folder of weights or scans that is not there is met now, not after minutes of work
     cards: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(planned, 1):
         label = f"[bold]{number}/{len(planned)} {stage.name}[/bold]"

@@ -107,6 +107,15 @@ def test_a_setting_belongs_to_the_stages_that_use_it(tiny_run, key, value, first
     assert {name for name, new in keys.items() if new != tiny_run.cards[name]["key"]} == first_stages
 
 
+@pytest.mark.parametrize("key", ["decoders", "targets"])
+def test_weights_that_are_not_there_are_met_before_any_work(tiny_run, tmp_path, key):
+    group, change = getattr(tiny_run.recipe, key), {"decoders": "pretrained", "targets": "vae"}[key]
+    recipe = tiny_run.recipe.model_copy(update={key: group.model_copy(update={change: str(tmp_path / "nothing")})})
+    with pytest.raises(ArtefactError, match=r"nothing: no (basis\.safetensors|config\.json)"):
+        walk(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_changed_setting_runs_only_the_stages_that_depend_on_it(tiny_run, tmp_path):
     run = copied(tiny_run.directory, tmp_path / "run")
     (run / "evaluate" / "stray.txt").write_text("left by another version")
