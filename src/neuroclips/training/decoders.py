@@ -45,7 +45,8 @@ Progress = Callable[[int, int, str], None]
 VOLUMES = 2  # that the input layer hears: the clip's own and the next
 AXES = (160, 224)  # of tokens and latents in a code, where it is made from the subject's own training clips
 # Of the prior's tokens in what it gives; the rest is its condition. On the validation clips of four simulated subjects,
-# shares of 0, 0.5 and 1 give agreements of 0.43, 0.48 and 0.48 with the image's tokens, and top-1 of 58, 57 and 54 %.
+# shares of 0, 0.5 and 1 give agreements of 0.43, 0.48 and 0.48 with the image's tokens, and top-1 of 58, 57 and 54 %
+# (``benchmarks/decoders.py``).
 PRIOR_SHARE = 0.5
 AT_ONCE = 64  # clips through the networks
 VALIDATIONS = 20  # of a training
