@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from neuroclips.shapes import Float32, UInt8
+from neuroclips.shapes import Float32, Int, UInt8
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Guidance:
     prior_tokens : (B, K, D) the diffusion prior's tokens: nearer to those of images, for keyframe generators.
     keyframes : (B, 3, H, W) float in [0, 1] (beta guidance).
     captions : one sentence a clip (gamma guidance).
+    first_frames : (B, 3, H, W) float in [0, 1], the last frame of the clip before, where fusion joins them; it takes
+        the keyframe's place, at frame 0.
     """
 
     ids: list[str]
@@ -30,9 +32,18 @@ class Guidance:
     prior_tokens: Float32[np.ndarray, "B K D"] | None = None
     keyframes: Float32[np.ndarray, "B 3 H W"] | None = None
     captions: list[str] | None = None
+    first_frames: Float32[np.ndarray, "B 3 H W"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, index: Int[np.ndarray, " N"]) -> Guidance:
+        """The clips at ``index``, every part of them."""
+        parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        for name, rows in parts.items():
+            if rows is not None:
+                parts[name] = [rows[i] for i in index] if isinstance(rows, list) else rows[index]
+        return Guidance(**parts)
 
 
 @runtime_checkable

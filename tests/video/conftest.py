@@ -1,0 +1,31 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers import DDIMScheduler
+
+from neuroclips.video.neuroclips_pipeline import NeuroClipsPipeline
+
+# The tests are imported by path (importlib mode), so their helper module is put in place by hand.
+if "tiny_video" not in sys.modules:
+    _spec = importlib.util.spec_from_file_location("tiny_video", Path(__file__).with_name("tiny_video.py"))
+    _module = importlib.util.module_from_spec(_spec)
+    sys.modules["tiny_video"] = _module
+    _spec.loader.exec_module(_module)
+
+from tiny_video import DDIM, parts
+
+
+@pytest.fixture
+def make_pipeline():
+    """``make_pipeline(scheduler=..., frame_norm=...)``: parts are shared between tests, so leave them as they are."""
+
+    def make(scheduler=None, **settings):
+        scheduler = DDIMScheduler(**DDIM) if scheduler is None else scheduler
+        settings = {"steps": 4, "guidance_scale": 2.0, **settings}
+        pipeline = NeuroClipsPipeline(**{**parts(), **settings}, scheduler=scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return make
