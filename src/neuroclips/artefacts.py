@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from neuroclips.errors import ArtefactError
+from neuroclips.shapes import Int
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32,
@@ -143,6 +144,33 @@ def _map_arrays(path: Path, mode: Any) -> dict[str, np.ndarray]:
         else:
             arrays[name] = np.memmap(path, dtype=dtype, mode=mode, offset=8 + length + start, shape=shape)
     return arrays
+
+
+def kept_rows(
+    folder: Path,
+    ids: Sequence[str],
+    make: Callable[[Int[np.ndarray, " N"]], Mapping[str, np.ndarray]],
+    *,
+    batch: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Arrays of all clips, made ``batch`` clips at a time and kept clip by clip in ``folder`` until it is removed.
+
+    make : arrays of the clips with the given numbers, one row a clip; called only for clips that ``folder`` lacks, so
+        a killed run goes on where it stopped. Rows must depend on their clip alone.
+    progress : called with (clips done, clips).
+    """
+    files = [folder / f"{name.replace('/', '_')}.safetensors" for name in ids]
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    for start in range(0, len(missing), batch):
+        if progress is not None:
+            progress(len(ids) - len(missing) + start, len(ids))
+        numbers = missing[start : start + batch]
+        made = make(np.array(numbers))
+        for row, number in enumerate(numbers):
+            write_arrays(files[number], {name: array[row] for name, array in made.items()})
+    rows = [read_arrays(file) for file in files]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
 def file_hash(path: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,16 +47,23 @@ def _parse(changes: list[str] | None) -> dict[str, Any]:
     return parsed
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C says what is kept; here and not in main, for typer would swallow it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished work is kept, the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+
+
 def _run(recipe: str, out: Path | None, changes: dict[str, Any], until: str | None) -> None:
     from neuroclips import pipeline  # late: torch and diffusers take seconds, --help should not
 
     loaded = load_recipe(recipe, changes)
     directory = out or Path("runs") / loaded.name
-    try:
+    with _interruptible():
         cards = pipeline.run(loaded, directory, until=until)
-    except KeyboardInterrupt:  # here and not in main: typer would swallow it
-        typer.echo("interrupted; finished work is kept, the same command goes on from there", err=True)
-        raise typer.Exit(130) from None
     typer.echo(f"total {sum(card['seconds'] for card in cards.values()):.0f} s of work in {directory}")
     if "report" in cards:
         typer.echo(f"scores  {directory / 'scores.json'}\nreport  {directory / 'report.html'}")
@@ -94,11 +103,46 @@ for _name, _text in {
     "prepare": "From scans and films to arrays: crop, detrend, z-score, select voxels, cut clips.",
     "targets": "What the frozen networks see in every clip: VAE latents and CLIP tokens.",
     "fit": "Fit the decoders on the training clips.",
-    "reconstruct": "Decode the test clips into guidance and videos, and the shuffled controls.",
+    "generate": "Draw keyframes, write captions and generate videos of the test clips, and of the controls.",
     "evaluate": "Score the videos beside chance, floors and ceilings; writes scores.json.",
     "report": "Write the page: videos side by side, scores, run card.",
 }.items():
     _stage_command(_name, f"{_text} Runs the stages before it where they are missing.")
+
+
+@app.command(
+    epilog="Examples: `neuroclips reconstruct demo`   `neuroclips reconstruct demo --segment test1 --continuous`"
+)
+def reconstruct(
+    recipe: RecipeName,
+    out: Directory = None,
+    set_: Changes = None,
+    segment: Annotated[str | None, typer.Option(help="with --continuous: which test segment")] = None,
+    continuous: Annotated[
+        bool, typer.Option("--continuous", help="one long MP4 of the segment, scene by scene")
+    ] = False,
+) -> None:
+    """Decode the test clips into guidance and videos, and the shuffled controls; or one segment into one long video.
+
+    Runs the stages before it where they are missing.
+    """
+    changes = _parse(set_)
+    if not continuous and segment is None:
+        _run(recipe, out, changes, "reconstruct")
+        return
+    if not continuous or segment is None:
+        raise RecipeError("--segment and --continuous go together, such as --segment test1 --continuous")
+    from rich.console import Console
+
+    from neuroclips import generation
+
+    loaded = load_recipe(recipe, changes)
+    if loaded.generate.video is None:
+        loaded = load_recipe(recipe, {**changes, "generate.video": {}})
+    _run(recipe, out, changes, "fit")
+    with _interruptible():
+        path = generation.continuous(out or Path("runs") / loaded.name, loaded, segment, Console(stderr=True))
+    typer.echo(f"{path}\n{path.with_name(f'{segment}-beside.mp4')}")
 
 
 @app.command(epilog="Example: `neuroclips recipes`")

@@ -1,9 +1,10 @@
 """``neuroclips run RECIPE``: stages in order, each with its artefacts and its card.
 
-    simulate -> prepare -> targets -> fit -> reconstruct -> [observe] -> evaluate -> report
+    simulate -> prepare -> targets -> fit -> reconstruct -> [generate] -> [observe] -> evaluate -> report
 
 A stage whose settings and parents are unchanged is skipped and says so. A killed run resumes: finished stages stand,
-the stage that was cut starts again, and inside ``simulate`` every finished film and scan stands too.
+the stage that was cut starts again, and inside ``simulate`` every finished film and scan, inside ``generate`` every
+finished clip stands too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from neuroclips import stages
+from neuroclips import generation, stages
 from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json, written_aside
 from neuroclips.errors import ArtefactError
 from neuroclips.recipe import Recipe
@@ -46,9 +47,11 @@ class Stage:
 
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, in order. A simulated subject adds its making and its ideal observer."""
-    simulated = recipe.film is not None
-    source = ("simulate",) if simulated else ()
-    scores = ("prepare", "targets", "fit", "reconstruct", *(("observe",) if simulated else ()))
+    present = {"simulate": recipe.film is not None, "observe": recipe.film is not None}
+    present["generate"] = recipe.generate.video is not None
+    source = tuple(name for name in ("simulate",) if present[name])
+    extra = tuple(name for name in ("generate", "observe") if present[name])
+    scores = ("prepare", "targets", "fit", "reconstruct", *extra)
     stages_ = [
         Stage(
             "simulate",
@@ -69,14 +72,20 @@ def plan(recipe: Recipe) -> list[Stage]:
             "reconstruct",
             stages.reconstruct,
             ("prepare", "targets", "fit"),
-            lambda r: [r.generate, r.evaluate.shuffles, r.seed],
+            lambda r: [r.generate.generators, r.generate.test_repeats, r.evaluate.shuffles, r.seed],
             format=2,
+        ),
+        Stage(
+            "generate",
+            generation.generate,
+            ("prepare", "targets", "fit"),
+            lambda r: [r.generate.video, generation.video_weights(r), r.seed],
         ),
         Stage("observe", stages.observe, ("simulate", "prepare"), lambda r: [r.generate.test_repeats]),
         Stage("evaluate", stages.evaluate, scores, lambda r: [r.evaluate, r.seed], format=2),
         Stage("report", stages.report, ("evaluate", *scores), lambda r: [r.name, r.description]),
     ]
-    return [s for s in stages_ if simulated or s.name not in {"simulate", "observe"}]
+    return [s for s in stages_ if present.get(s.name, True)]
 
 
 def run(

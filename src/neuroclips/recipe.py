@@ -120,11 +120,54 @@ class DecodersRecipe(_Part):
         return self
 
 
+class FusionRecipe(_Part):
+    """Multi-fMRI fusion: consecutive clips of one scene become one longer video (paper section 3.4)."""
+
+    rule: Literal["similarity", "classifier"] = Field("similarity", description="what decides that a scene goes on")
+    limit: int | None = Field(3, ge=1, description="clips a chain (3 in the paper: 6 s); null joins whole scenes")
+
+
+class VideoRecipe(_Part):
+    """Generated video: keyframe, caption, and text-to-video diffusion under alpha, beta and gamma guidance.
+
+    None takes what suits the weights, from the configuration saved with them.
+    """
+
+    video: str = Field("mini", description="video model: 'mini', or a folder in diffusers layout")
+    keyframe: str = Field("mini", description="keyframe generator, likewise")
+    caption: str = Field("mini", description="captioner: 'mini', or a folder in transformers layout")
+    paths: tuple[Literal["alpha", "beta", "gamma"], ...] = Field(
+        ("alpha", "beta", "gamma"), description="which guidance is on: blurry video, keyframe, caption"
+    )
+    start: Literal["sdedit", "paper", "released"] = Field("sdedit", description="how the blurry video enters")
+    strength: float = Field(0.7, ge=0, le=1, description="share of the noise schedule; 0 keeps the blurry video")
+    keyframe_index: int = Field(0, description="the frame of the video at which the keyframe stands")
+    control_scale: float = Field(1.0, ge=0, description="weight of SparseCtrl")
+    frames: int = Field(16, ge=1, le=32)
+    steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=1)
+    style: str | None = Field(None, description="appended to every caption")
+    negative_prompt: str | None = None
+    keyframe_steps: int | None = Field(None, ge=1)
+    keyframe_guidance_scale: float | None = Field(None, ge=1)
+    keyframe_strength: float = Field(
+        1.0, ge=0, le=1, description="below 1 the keyframe starts from the first blurry frame, as in the paper"
+    )
+    clips: int | None = Field(None, ge=1, description="first clips of each test segment get a video; null is all")
+    shuffles: int = Field(1, ge=1, description="shuffled-fMRI controls that get videos")
+    batch: int = Field(8, ge=1, description="clips at a time")
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = "auto"
+    offload: bool = Field(False, description="keep only the model at work on the GPU")
+    fusion: FusionRecipe | None = None
+
+
 class GenerateRecipe(_Part):
     """Which generators turn guidance into videos, from how many averaged test repeats."""
 
     generators: tuple[Literal["blurry", "nearest"], ...] = ("blurry", "nearest")
     test_repeats: tuple[int, ...] = (1, 2, 5, 10)
+    video: VideoRecipe | None = Field(None, description="null generates no video by diffusion")
 
 
 class EvaluateRecipe(_Part):

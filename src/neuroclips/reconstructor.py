@@ -1,8 +1,8 @@
 """The story: film from brain activity, top to bottom.
 
-voxels --perception--> latents of F frames (colour, layout, motion)
-voxels --semantics---> CLIP tokens of the keyframe (what it is)
-Guidance(latents, tokens, ...) --generator--> video
+voxels --perception--> latents of F frames: the blurry video (colour, layout, motion)
+voxels --semantics---> CLIP tokens -> keyframe -> caption (what it is)
+Guidance(latents, tokens, keyframe, caption) --generator--> video
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from neuroclips.decoders.ridge import RidgeDecoders
 from neuroclips.errors import NeuroClipsError
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.vae import Vae
+from neuroclips.recipe import VideoRecipe
 from neuroclips.shapes import Float32, UInt8
 from neuroclips.training.decoders import NeuralDecoders
 from neuroclips.video.baselines import BlurryGenerator, NearestGenerator
+from neuroclips.video.generator import NeuroClipsGenerator
 from neuroclips.video.guidance import Guidance, VideoGenerator
 
 KEYFRAME = 2  # of 6 frames: the frame that stands for a clip (method a.6)
@@ -87,20 +89,37 @@ class Reconstructor:
         return Guidance(ids, latents=found.latents, tokens=found.tokens, prior_tokens=found.prior_tokens)
 
     # 4. Show: guidance to video.
-    def generator(self, name: str) -> VideoGenerator:
-        """The generator called ``blurry`` or ``nearest``."""
-        if name == "blurry":
-            return BlurryGenerator(Vae.load(self.vae, device=self.device))
+    def generator(self, name: str, settings: VideoRecipe | None = None) -> VideoGenerator:
+        """The generator called ``neuroclips``, ``blurry`` or ``nearest``.
+
+        ``neuroclips`` draws a keyframe from the tokens, writes its caption, and generates the video under alpha
+        (blurry video), beta (keyframe) and gamma (caption) guidance; ``settings`` say which and how strong.
+        """
         if name == "nearest":
             return NearestGenerator(self.training_tokens_, self.training_frames_)
-        raise NeuroClipsError(f"no generator {name!r}; there are blurry and nearest")
+        vae = Vae.load(self.vae, device=self.device)
+        if name == "blurry":
+            return BlurryGenerator(vae)
+        if name == "neuroclips":
+            return self.neuroclips(settings or VideoRecipe())
+        raise NeuroClipsError(f"no generator {name!r}; there are neuroclips, blurry and nearest")
+
+    def neuroclips(self, settings: VideoRecipe) -> NeuroClipsGenerator:
+        """The generator called ``neuroclips``, whose keyframes and captions can be had one by one."""
+        vae, clip = Vae.load(self.vae, device=self.device), Clip.load(self.clip, device=self.device)
+        return NeuroClipsGenerator(settings, vae, clip, device=self.device)
 
     def reconstruct(
-        self, clips: Clips, generator: str = "blurry", n_repeats: int | None = None, seed: int = 0
+        self,
+        clips: Clips,
+        generator: str = "blurry",
+        n_repeats: int | None = None,
+        seed: int = 0,
+        settings: VideoRecipe | None = None,
     ) -> UInt8[np.ndarray, "B F 3 H W"]:
         """Video of each clip from the mean of its first ``n_repeats`` repeats (all by default)."""
         guidance = self.decode(self.decoders.inputs(clips, n_repeats), clips.ids)
-        return self.generator(generator).generate(guidance, seed=seed)
+        return self.generator(generator, settings).generate(guidance, seed=seed)
 
     def save(self, directory: str | Path) -> dict[str, Any]:
         """Write everything that ``reconstruct`` needs except the frozen networks; returns a summary."""

@@ -102,7 +102,8 @@ def targets(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str,
     return {"shapes": shapes, "weights": weights_hashes(recipe)}
 
 
-def _load_targets(run: Path, split: str) -> Targets:
+def load_targets(run: Path, split: str) -> Targets:
+    """What the stage ``targets`` computed for a split."""
     return Targets(**read_arrays(run / "targets" / f"{split}.safetensors"))
 
 
@@ -117,7 +118,7 @@ def decoder_weights(recipe: Recipe) -> dict[str, str]:
 def fit(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Fit the decoders of every method on training clips: METHOD/ holds a reconstructor."""
     prepared = data.load_clips(run / "prepare")
-    targets, seen = _load_targets(run, "train"), _load_targets(run, "validation")
+    targets, seen = load_targets(run, "train"), load_targets(run, "validation")
     summaries: dict[str, Any] = {}
     chosen = recipe.decoders
     with progress_bar(console) as report:
@@ -171,7 +172,7 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
             parts = [_arrays(g) for g in shuffled]
             stacked = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
             write_arrays(own / f"{method}-{k}-shuffled.safetensors", stacked)
-    true = _load_targets(run, "test")
+    true = load_targets(run, "test")
     best = Guidance(test.ids, np.asarray(true.latents, np.float32), np.asarray(true.tokens, np.float32))
     baseline = [g for g in generators if g.name == "blurry" and "ridge" in methods[:-1]]
     with progress_bar(console) as report:
@@ -245,6 +246,9 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
             "mean frame": mean_frame_videos(prepared.train.frames, len(test)),
             "mean video": mean_video_videos(prepared.train.frames, len(test)),
         }
+        if recipe.generate.video is not None:
+            report(done, total, "pixels and motion, neuroclips")
+            parts += _score_generated(run, recipe, test, still, shared, n_repeats[-1])
         by_ridge = made / "videos-baseline.safetensors"
         baseline = read_arrays(by_ridge) if by_ridge.exists() else {}
         for name in recipe.generate.generators:
@@ -276,7 +280,7 @@ def _score_decoded(
     run: Path, recipe: Recipe, method: str, k: int, test: Clips, ceiling: np.ndarray | None, shared: dict[str, Any]
 ) -> list[Scored]:
     """Identification from what one method decoded from ``k`` repeats, and how near its tokens are to the truth."""
-    made, true, known = run / "reconstruct", _load_targets(run, "test"), _load_targets(run, "train")
+    made, true, known = run / "reconstruct", load_targets(run, "test"), load_targets(run, "train")
     found = read_arrays(made / f"{method}-{k}.safetensors")
     shuffled = read_arrays(made / f"{method}-{k}-shuffled.safetensors")
     compared = method != "ridge" and "ridge" in recipe.decoders.methods
@@ -302,6 +306,36 @@ def _score_decoded(
         if space == "tokens":
             parts.append(score_agreement(name, predicted, goal, baselines=baselines, **given))
     return parts
+
+
+def _score_generated(
+    run: Path, recipe: Recipe, test: Clips, still: dict[str, np.ndarray], shared: dict[str, Any], n_repeats: int
+) -> list[Scored]:
+    """Generated videos, beside the blurry videos of the same clips; and how fusion decided and joined."""
+    made = run / "generate"
+    number = {clip: i for i, clip in enumerate(test.ids)}
+    rows = np.array([number[clip] for clip in read_json(made / "clips.json")])
+    of_these = test.take(rows)
+
+    def videos(condition: str) -> np.ndarray:
+        """At the times of the film's frames: of 16 frames, those that stand nearest to its 6."""
+        found = read_arrays(made / f"{condition}.safetensors")["videos"]
+        return found[:, np.rint(np.linspace(0, found.shape[1] - 1, test.n_frames)).astype(int)]
+
+    shuffled = [videos(path.stem) for path in sorted(made.glob("shuffled-*.safetensors"))]
+    blurry = read_arrays(run / "reconstruct" / "videos.safetensors").get("blurry")
+    shared = {**shared, "ids": of_these.ids, "scene": of_these.scene}
+    fused = made / "fused.safetensors"
+    return [
+        score_videos(
+            name, videos(condition), of_these.frames,
+            floors={**{k: v[: len(rows)] for k, v in still.items()}, "shuffled": shuffled},
+            baselines={} if blurry is None else {"blurry": blurry[rows]}, ceiling=videos("ceiling"),
+            n_repeats=n_repeats, **shared,
+        )
+        for name, condition in (("neuroclips", "decoded"), ("neuroclips, fused", "fused"))
+        if condition == "decoded" or fused.exists()
+    ]  # fmt: skip
 
 
 def _identification_ceiling(run: Path, test: Clips, k: int) -> tuple[np.ndarray | None, str]:

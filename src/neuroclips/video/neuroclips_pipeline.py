@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,7 +28,10 @@ from diffusers import (
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn import functional
 
-from neuroclips.errors import NeuroClipsError
+from neuroclips.errors import ArtefactError, NeuroClipsError
+from neuroclips.pretrained.clip import Clip
+from neuroclips.pretrained.registry import resolve
+from neuroclips.pretrained.vae import Vae
 from neuroclips.shapes import UInt8
 from neuroclips.video.alpha import StartMode, at_frames, place
 from neuroclips.video.norm import use_frame_norm
@@ -44,6 +48,8 @@ class NeuroClipsPipeline(DiffusionPipeline):
 
     Parameters
     ----------
+    vae, text_encoder, tokenizer : None makes a pipeline that can be saved but not run: its folder then holds none of
+        them, and is loaded with those kept elsewhere.
     unet : with motion modules, or an image UNet together with ``motion_adapter``.
     controlnet : SparseCtrl; None where no keyframes are given.
     frame_norm : group statistics of each frame alone, as AnimateDiff's weights were trained. False is diffusers' own,
@@ -60,13 +66,13 @@ class NeuroClipsPipeline(DiffusionPipeline):
     controlnet: Any
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components: ClassVar = ["motion_adapter", "controlnet"]
+    _optional_components: ClassVar = ["vae", "text_encoder", "tokenizer", "motion_adapter", "controlnet"]
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        text_encoder: Any,
-        tokenizer: Any,
+        vae: AutoencoderKL | None,
+        text_encoder: Any | None,
+        tokenizer: Any | None,
         unet: UNetMotionModel | UNet2DConditionModel,
         scheduler: Any,
         controlnet: SparseControlNetModel | None = None,
@@ -93,8 +99,36 @@ class NeuroClipsPipeline(DiffusionPipeline):
         motion = [self.unet] + [self.controlnet] * (controlnet is not None)
         for part in motion:
             use_frame_norm(part, frame_norm)
-        self.reduction = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels a latent
         self.most_frames = min(part.config.motion_max_seq_length for part in motion)
+
+    @property
+    def reduction(self) -> int:
+        """Pixels, along one side, of one latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @classmethod
+    def load(
+        cls, name_or_folder: str | Path, *, vae: Vae, clip: Clip, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> NeuroClipsPipeline:
+        """Load ``mini`` (shipped with the package) or a folder in diffusers layout; never from the network.
+
+        vae, clip : the run's own; they stand in for a VAE and a text encoder that the folder lacks, in their own
+            precision. dtype : of the folder's weights; None is float32.
+        """
+        from diffusers.utils import logging
+
+        logging.disable_progress_bar()
+        folder = resolve(name_or_folder, "video", holds="model_index.json")
+        shared = {"vae": vae.model, "text_encoder": clip.model.text_model, "tokenizer": clip.tokenizer}
+        given = {name: part for name, part in shared.items() if not (folder / name).is_dir()}
+        try:
+            pipeline = cls.from_pretrained(
+                folder, torch_dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, **given
+            )
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"{folder}: cannot be read as a video pipeline ({error})") from error
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(device)
 
     @torch.inference_mode()
     def __call__(

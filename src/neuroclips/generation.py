@@ -1,0 +1,251 @@
+"""Generated video: the stage ``generate``, and long videos of whole segments.
+
+Every condition goes through the same keyframe generator, captioner and video model: what the brain said (``decoded``),
+the truth's own latents and tokens (``ceiling``), the brain's answer to another scene (``shuffled-0``, ...), and, with
+fusion, ``fused``. Finished clips are kept one by one, so a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch.nn.functional import interpolate
+
+from neuroclips.artefacts import content_hash, file_hash, kept_rows, read_json, stable_seed, write_arrays, write_json
+from neuroclips.data import prepare as data
+from neuroclips.data.clips import Clips, TestClips
+from neuroclips.data.frames import write_clip_video, write_video
+from neuroclips.errors import RecipeError
+from neuroclips.evaluation.floors import shuffle_across_scenes
+from neuroclips.pretrained.clip import Clip
+from neuroclips.pretrained.registry import resolve
+from neuroclips.pretrained.vae import Vae
+from neuroclips.recipe import FusionRecipe, Recipe, VideoRecipe
+from neuroclips.reconstructor import KEYFRAME, Reconstructor
+from neuroclips.shapes import Int
+from neuroclips.stages import load_targets, progress_bar
+from neuroclips.training.decoders import pick_device
+from neuroclips.video.fusion import SCENE_RULES, KnownScenes, SceneRule, chain_positions, following, fuse, join
+from neuroclips.video.generator import NeuroClipsGenerator
+from neuroclips.video.guidance import Guidance
+
+Report = Callable[[int, int, str], None]
+
+
+def chosen_clips(test: Clips, video: VideoRecipe) -> Int[np.ndarray, " N"]:
+    """The test clips that get a generated video: the first ``video.clips`` of every segment, in order of time."""
+    order = np.lexsort((test.onset, test.segment))
+    segment = test.segment[order]
+    place = np.arange(len(order)) - np.searchsorted(segment, segment)
+    return order if video.clips is None else order[place < video.clips]
+
+
+def video_weights(recipe: Recipe) -> dict[str, str]:
+    """Hashes of the generators' weights: new weights make old videos stale."""
+    video, hashes = recipe.generate.video, dict[str, str]()
+    assert video is not None
+    for kind, holds in (("video", "model_index.json"), ("keyframe", "model_index.json"), ("caption", "config.json")):
+        folder = resolve(getattr(video, kind), kind, holds=holds)
+        hashes |= {f"{kind}/{p.relative_to(folder)}": file_hash(p) for p in sorted(folder.rglob("*.safetensors"))}
+    return hashes
+
+
+def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Keyframes, captions and videos of the chosen test clips, in every condition.
+
+    CONDITION.safetensors : keyframes (N, 3, H, W) in [0, 1] and videos (N, F, 3, H, W) uint8.
+    captions.json : of each condition. clips.json : the ids of the N clips. CONDITION/CLIP.mp4 : to watch, of what was
+        decoded.
+    fusion.safetensors : for each of the N clips, the clip before it (or -1), whether it was judged to go on, and its
+        place in its chain.
+    """
+    video = recipe.generate.video
+    assert video is not None
+    prepared = data.load_clips(run / "prepare")
+    chosen = chosen_clips(prepared.test, video)
+    test = prepared.test.take(chosen)
+    reconstructor = Reconstructor.load(run / "fit" / recipe.decoders.methods[-1], device=str(pick_device(video.device)))
+    generator = reconstructor.neuroclips(video)
+    given = _conditions(run, recipe, reconstructor, prepared.test, chosen)
+    captions: dict[str, list[str]] = {}
+    with progress_bar(console) as report:
+        made: dict[str, Guidance] = {}
+        for name, guidance in given.items():
+            made[name] = imagine(generator, guidance, own / ".kept" / name, recipe.seed, report, name)
+            captions[name] = made[name].captions or []
+            videos = show(generator, made[name], own / ".kept" / name, recipe.seed, report, name)
+            _write(own / f"{name}.safetensors", made[name], videos)
+            if name == "decoded":
+                decoded = videos
+        if video.fusion is not None:
+            rule = scene_rule(run, recipe, reconstructor, generator, own / ".kept", report)
+            rule.save(own)
+            before = following(test.segment, test.onset, test.t_r)
+            joined = rule.same_scene(embed(reconstructor, made["decoded"]), before)
+            positions = chain_positions(joined, before, video.fusion.limit)
+            write_arrays(own / "fusion.safetensors", {"before": before, "joined": joined, "position": positions})
+            known = _Known(generator, dict(zip(test.ids, decoded)), own / ".kept" / "fused", report)
+            fused = fuse(known, made["decoded"], positions, before, seed=recipe.seed)
+            _write(own / "fused.safetensors", made["decoded"], fused)
+    write_json(own / "captions.json", captions)
+    write_json(own / "clips.json", test.ids)
+    for clip, shown in zip(test.ids, decoded):
+        write_clip_video(own / "decoded" / f"{clip.replace('/', '_')}.mp4", shown, test.t_r)
+    shutil.rmtree(own / ".kept")
+    return {"clips": len(test), "conditions": list(given), "weights": video_weights(recipe)}
+
+
+def _conditions(
+    run: Path, recipe: Recipe, reconstructor: Reconstructor, test: TestClips, chosen: np.ndarray
+) -> dict[str, Guidance]:
+    """The guidance of the chosen clips in every condition; all clips are decoded, as shuffles are over all of them."""
+    assert recipe.generate.video is not None
+    inputs = reconstructor.decoders.inputs(test, None)
+    true = load_targets(run, "test")
+    latents, tokens = (np.asarray(part, np.float32) for part in (true.latents, true.tokens))
+    found = {
+        "decoded": reconstructor.decode(inputs, test.ids),
+        "ceiling": Guidance(test.ids, latents=latents, tokens=tokens),
+    }
+    for s in range(recipe.generate.video.shuffles):
+        rng = np.random.default_rng(stable_seed(recipe.seed, "shuffled fMRI", s))
+        found[f"shuffled-{s}"] = reconstructor.decode(inputs[shuffle_across_scenes(test.scene, rng)], test.ids)
+    return {name: guidance.take(chosen) for name, guidance in found.items()}
+
+
+def imagine(
+    generator: NeuroClipsGenerator, guidance: Guidance, kept: Path, seed: int, report: Report, what: str
+) -> Guidance:
+    """``guidance`` with keyframes and captions."""
+
+    def draw(rows: np.ndarray) -> dict[str, np.ndarray]:
+        keyframes = generator.draw(guidance.take(rows), seed=seed).keyframes
+        assert keyframes is not None
+        return {"keyframe": keyframes}
+
+    done = kept_rows(
+        kept / "keyframes", guidance.ids, draw, batch=generator.settings.batch,
+        progress=lambda done, total: report(done, total, f"keyframes, {what}"),
+    )  # fmt: skip
+    return generator.describe(replace(guidance, keyframes=done["keyframe"]))
+
+
+def show(
+    generator: NeuroClipsGenerator, guidance: Guidance, kept: Path, seed: int, report: Report, what: str
+) -> np.ndarray:
+    """Videos (N, F, 3, H, W) uint8."""
+    done = kept_rows(
+        kept / "videos", guidance.ids,
+        lambda rows: {"video": generator.generate(guidance.take(rows), seed=seed)}, batch=generator.settings.batch,
+        progress=lambda done, total: report(done, total, f"videos, {what}"),
+    )  # fmt: skip
+    return done["video"]
+
+
+class _Known:
+    """The generator again, for fusion: what a clip looks like by itself is known already."""
+
+    name = NeuroClipsGenerator.name
+
+    def __init__(self, generator: NeuroClipsGenerator, videos: dict[str, np.ndarray], kept: Path, report: Report):
+        self.generator, self.videos, self.kept, self.report = generator, videos, kept, report
+
+    def generate(self, guidance: Guidance, *, seed: int) -> np.ndarray:
+        if guidance.first_frames is None:
+            return np.stack([self.videos[clip] for clip in guidance.ids])
+        return show(self.generator, guidance, self.kept, seed, self.report, "fused")
+
+
+def embed(reconstructor: Reconstructor, guidance: Guidance) -> np.ndarray:
+    """(N, P) CLIP summaries of the keyframes, by which fusion compares clips."""
+    assert guidance.keyframes is not None
+    images = (guidance.keyframes * 255).round().astype(np.uint8)
+    return Clip.load(reconstructor.clip, device=reconstructor.device).images(images)[1]
+
+
+def scene_rule(
+    run: Path, recipe: Recipe, reconstructor: Reconstructor, generator: NeuroClipsGenerator, kept: Path, report: Report
+) -> SceneRule:
+    """What decides whether a scene goes on: learnt from training film, its threshold from what validation fMRI gave."""
+    fusion = generator.settings.fusion or FusionRecipe()
+    prepared = data.load_clips(run / "prepare")
+    train, validation = prepared.train, prepared.validation
+    film = Guidance(
+        train.ids, keyframes=np.asarray(train.frames[:, min(KEYFRAME, train.n_frames - 1)], np.float32) / 255
+    )
+    inputs = reconstructor.decoders.inputs(validation, None)
+    seen = reconstructor.decode(inputs, validation.ids)
+    seen = imagine(generator, seen, kept / "validation", recipe.seed, report, "validation")
+    rule = SCENE_RULES[fusion.rule]()
+    return rule.fit(
+        KnownScenes.of(train, embed(reconstructor, film)), KnownScenes.of(validation, embed(reconstructor, seen))
+    )
+
+
+def continuous(run: Path, recipe: Recipe, segment: str, console: Console) -> Path:
+    """One long video of a whole test segment, ``continuous/SEGMENT.mp4``: every scene as one chain of clips.
+
+    Beside it ``SEGMENT-beside.mp4``: the film that was shown, the blurry video, and the reconstruction. Needs the
+    stages up to ``fit``; a killed call goes on where it stopped.
+    """
+    video = recipe.generate.video
+    assert video is not None
+    prepared = data.load_clips(run / "prepare")
+    test = prepared.test
+    if segment not in test.segments:
+        raise RecipeError(f"no test segment {segment!r}; there are {', '.join(test.segments)}")
+    clips = np.flatnonzero(test.segment == test.segments.index(segment))
+    clips = clips[np.argsort(test.onset[clips])]
+    reconstructor = Reconstructor.load(run / "fit" / recipe.decoders.methods[-1], device=str(pick_device(video.device)))
+    generator = reconstructor.neuroclips(video)
+    inputs = reconstructor.decoders.inputs(test, None)
+    guidance = reconstructor.decode(inputs[clips], [test.ids[c] for c in clips])
+    own = run / "continuous"
+    # Settings, weights and decoder decide what is kept: another of them starts anew.
+    key = content_hash(
+        [video.model_dump(mode="json"), video_weights(recipe), read_json(run / "fit" / "card.json")["content"]]
+    )
+    kept = own / ".kept" / f"{segment}-{key[:16]}"
+    with progress_bar(console) as report:
+        rule = scene_rule(run, recipe, reconstructor, generator, kept, report)
+        guidance = imagine(generator, guidance, kept / segment, recipe.seed, report, segment)
+        before = following(test.segment[clips], test.onset[clips], test.t_r)
+        joined = rule.same_scene(embed(reconstructor, guidance), before)
+        alone = show(generator, guidance, kept / segment, recipe.seed, report, segment)
+        known = _Known(generator, dict(zip(guidance.ids, alone)), kept / "fused", report)
+        videos = fuse(known, guidance, chain_positions(joined, before, None), before, seed=recipe.seed)
+    film = join(videos, test.onset[clips], test.t_r)
+    fps = Fraction(len(film) / (len(clips) * test.t_r)).limit_denominator(1001)
+    path = own / f"{segment}.mp4"
+    write_video(path, film, fps)
+    assert guidance.latents is not None
+    parts = [
+        np.asarray(test.frames[clips]),
+        Vae.load(reconstructor.vae, device=reconstructor.device).decode(guidance.latents),
+    ]
+    size = film.shape[-1]
+    beside = [join(_at(part, videos.shape[1], size), test.onset[clips], test.t_r) for part in parts]
+    write_video(own / f"{segment}-beside.mp4", np.concatenate([*beside, film], axis=-1), fps)
+    shutil.rmtree(kept)
+    return path
+
+
+def _at(videos: np.ndarray, frames: int, size: int) -> np.ndarray:
+    """Videos with as many frames as wanted, each the nearest in time, at ``size`` pixels."""
+    nearest = np.rint(np.linspace(0, videos.shape[1] - 1, frames)).astype(int)
+    chosen = torch.from_numpy(np.ascontiguousarray(videos[:, nearest])).flatten(0, 1)
+    scaled = interpolate(chosen, (size, size), mode="bilinear", antialias=True)
+    return scaled.unflatten(0, (len(videos), frames)).numpy()
+
+
+def _write(path: Path, guidance: Guidance, videos: np.ndarray) -> None:
+    assert guidance.keyframes is not None
+    write_arrays(path, {"keyframes": guidance.keyframes, "videos": videos})

@@ -1,0 +1,159 @@
+"""Generated videos in a run: every condition, resumed clip by clip, fused, and joined to one long film."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny_generators import write_generators
+from tiny_run import CHANGES, copied, walk
+from typer.testing import CliRunner
+
+from neuroclips.artefacts import read_arrays
+from neuroclips.cli import app
+from neuroclips.data.frames import read_video
+from neuroclips.data.prepare import load_clips
+from neuroclips.errors import ArtefactError, RecipeError
+from neuroclips.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    weights = write_generators(tmp_path_factory.mktemp("generators"))
+    return {"generate.video": {**weights, "clips": 7, "frames": 5, "batch": 3, "fusion": {"limit": 2}}}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, settings, tmp_path_factory):
+    """The tiny run with generated video: recipe, directory, cards."""
+    directory = copied(tiny_run.directory, tmp_path_factory.mktemp("generated") / "run")
+    recipe = load_recipe("smoke", {**CHANGES, **settings})
+    return recipe, directory, walk(recipe, directory)[0]
+
+
+def test_every_condition_has_its_keyframes_captions_and_videos(run):
+    _, directory, cards = run
+    made = directory / "generate"
+    test = load_clips(directory / "prepare").test
+    chosen = json.loads((made / "clips.json").read_text())
+    per_segment = [[c for c in chosen if c.startswith(s)] for s in test.segments]
+    assert [len(part) for part in per_segment] == [7, 7]
+    assert per_segment[1] == [f"test2/{2 * i:04d}s" for i in range(7)]
+    captions = json.loads((made / "captions.json").read_text())
+    assert set(captions) == {"decoded", "ceiling", "shuffled-0"}
+    for name, said in captions.items():
+        found = read_arrays(made / f"{name}.safetensors")
+        assert found["keyframes"].shape == (14, 3, 32, 32)
+        assert found["videos"].shape == (14, 5, 3, 32, 32)
+        assert found["videos"].std() > 1
+        assert len(said) == 14
+    decoded, shuffled = (read_arrays(made / f"{n}.safetensors")["videos"] for n in ("decoded", "shuffled-0"))
+    assert (decoded != shuffled).any(axis=(1, 2, 3, 4)).all()
+    shown = read_video(made / "decoded" / "test1_0000s.mp4")
+    assert shown.shape == (5, 3, 32, 32)
+    assert np.abs(shown.astype(int) - decoded[0]).mean() < 6
+    assert not (made / ".kept").exists()
+    assert cards["generate"]["summary"]["clips"] == 14
+
+
+def test_videos_are_scored_beside_floors_baseline_and_ceiling(run):
+    _, directory, _ = run
+    rows = json.loads((directory / "scores.json").read_text())
+    rows = rows["scores"] if isinstance(rows, dict) else rows
+    row = next(r for r in rows if r["method"] == "neuroclips" and r["metric"] == "pixel correlation")
+    assert row["n"] == 14
+    assert set(row["floors"]) == {"mean frame", "mean video", "shuffled"}
+    assert set(row["baselines"]) == {"blurry"}
+    assert row["ceiling"] is not None
+    assert any(r["method"] == "neuroclips, fused" for r in rows)
+
+
+def test_fused_clips_take_over_where_the_clip_before_ended(run):
+    _, directory, _ = run
+    made = directory / "generate"
+    fusion = read_arrays(made / "fusion.safetensors")
+    alone, fused = (read_arrays(made / f"{n}.safetensors")["videos"] for n in ("decoded", "fused"))
+    starts = fusion["position"] == 0
+    assert np.array_equal(alone[starts], fused[starts])
+    assert (alone[~starts] != fused[~starts]).any(axis=(1, 2, 3, 4)).all()
+    assert fusion["position"].max() <= 1
+    assert (fusion["before"][fusion["position"] > 0] >= 0).all()
+
+
+def test_a_killed_generation_goes_on_with_the_clip_it_was_at(tiny_run, settings, run, tmp_path):
+    directory = copied(tiny_run.directory, tmp_path / "run")
+    changes = {**CHANGES, **settings}
+    code = (
+        "from neuroclips import pipeline; from neuroclips.recipe import load_recipe; import json, sys\n"
+        "pipeline.run(load_recipe('smoke', json.loads(sys.argv[1])), sys.argv[2], until='generate')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(changes), str(directory)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    videos = directory / "generate" / ".kept" / "shuffled-0" / "videos"
+    deadline = time.monotonic() + 120
+    while not (videos.exists() and any(videos.iterdir())):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {p: p.stat().st_mtime_ns for p in (directory / "generate" / ".kept").rglob("*.safetensors")}
+    assert done
+    walk(load_recipe("smoke", changes), directory, until="generate")
+    for name in ("decoded", "ceiling", "shuffled-0", "fused"):
+        mine, whole = (read_arrays(d / "generate" / f"{name}.safetensors") for d in (directory, run[1]))
+        assert all(np.array_equal(mine[k], whole[k]) for k in whole), name
+
+
+def test_what_was_kept_is_not_made_again(tiny_run, settings, tmp_path, monkeypatch):
+    from neuroclips.video.generator import NeuroClipsGenerator
+
+    directory = copied(tiny_run.directory, tmp_path / "run")
+    recipe = load_recipe("smoke", {**CHANGES, **settings})
+    asked, stop = [], [9]
+    inner = NeuroClipsGenerator.generate
+
+    def generate(self, guidance, *, seed):
+        if len(asked) + len(guidance) > stop[0]:
+            raise KeyboardInterrupt
+        asked.extend(guidance.ids)
+        return inner(self, guidance, seed=seed)
+
+    monkeypatch.setattr(NeuroClipsGenerator, "generate", generate)
+    with pytest.raises(KeyboardInterrupt):
+        walk(recipe, directory, until="generate")
+    assert len(asked) == 9
+    stop[0] = 1000
+    walk(recipe, directory, until="generate")
+    assert len(asked[:14]) == len(set(asked[:14])) == 14  # the first condition: every clip once
+
+
+def test_one_long_video_of_a_segment(run, settings):
+    _, directory, _ = run
+    words = ["reconstruct", "smoke", "--out", str(directory), "--segment", "test2", "--continuous"]
+    for key, value in {**CHANGES, **settings}.items():
+        words += ["-s", f"{key}={json.dumps(value)}"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    film = read_video(directory / "continuous" / "test2.mp4")
+    assert film.shape == (10 * 5, 3, 32, 32)
+    beside = read_video(directory / "continuous" / "test2-beside.mp4")
+    assert beside.shape == (10 * 5, 3, 32, 96)
+    shown = load_clips(directory / "prepare").test.frames[10:, 0]
+    assert np.abs(beside[::5, :, :, :32].astype(int) - shown).mean() < 6
+    assert [p.name for p in (directory / "continuous").iterdir() if p.is_dir()] in ([], [".kept"])
+    wrong = CliRunner().invoke(app, [*words[:5], "test9", *words[6:]])
+    assert isinstance(wrong.exception, RecipeError)
+    assert "no test segment 'test9'; there are test1, test2" in str(wrong.exception)
+    assert isinstance(CliRunner().invoke(app, [w for w in words if w != "--continuous"]).exception, RecipeError)
+
+
+def test_missing_weights_are_named_before_any_work(tmp_path):
+    recipe = load_recipe("smoke", {**CHANGES, "generate.video": {"video": str(tmp_path / "nowhere")}})
+    with pytest.raises(ArtefactError, match=r"nowhere: no model_index\.json; expected 'mini' or a folder of video"):
+        walk(recipe, tmp_path / "run")
+    assert not os.path.exists(tmp_path / "run")
