@@ -57,7 +57,7 @@ def choose_threshold(similarity: Float[np.ndarray, " B"], same: Bool[np.ndarray,
 
 
 class PixelDifferenceRule:
-    """The rule that fusion must beat: a cut is where the picture jumps.
+    """The rule that fusion must beat: a cut is where the picture changes.
 
     A clip continues the one before it unless their ``pixel_difference`` is above a threshold, which is chosen on
     validation as the fusion rules choose theirs. ``-threshold_`` is that difference, in [0, 1].
@@ -77,18 +77,20 @@ class PixelDifferenceRule:
 
 
 def pixel_difference(videos: Videos, before: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
-    """Mean absolute difference, in [0, 1], of each clip's first frame and the last frame of the clip before it.
+    """Mean absolute difference, in [0, 1], of each clip's mean frame and that of the clip before it.
 
-    NaN where there is none. Videos may be memory-mapped: they are read a clip at a time.
+    NaN where there is none. Cuts fall anywhere in a clip, so the two frames that meet are often of one scene when the
+    clips are not: in two validation segments of the demo's film (98 pairs, 22 cuts) they tell cuts with an area under
+    the ROC curve of 0.64, mean frames with 0.98. Videos may be memory-mapped: they are read two clips at a time.
     """
-    return np.array(
-        [np.nan if b < 0 else _difference(videos[b, -1], videos[i, 0]) for i, b in enumerate(before)], np.float64
-    )
+    found = np.full(len(before), np.nan)
+    for i in np.flatnonzero(before >= 0):
+        found[i] = _difference(*as_unit_float(videos[[before[i], i]]).mean(axis=1))
+    return found
 
 
 def _difference(frame: np.ndarray, other: np.ndarray) -> float:
-    a, b = as_unit_float(np.stack([frame, other])[None])[0]
-    return float(np.abs(a - b).mean(dtype=np.float64))
+    return float(np.abs(frame - other).mean(dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ class Seams:
     """How far pictures jump where clips are joined, in [0, 1].
 
     clip : (N,) the clips that were joined to the one before.
-    jump : (N,) ``pixel_difference`` at the join.
-    within : (N,) the same between consecutive frames inside the two clips, on average. A jump near it is a smooth
-        join; a jump near 0 is a frame that is shown twice.
+    jump : (N,) mean absolute difference of the clip's first frame and the last frame of the clip before.
+    within : (N,) the same of consecutive frames inside the two clips, the median, which a cut does not move. A jump
+        near it is a smooth join; a jump near 0 is a frame that is shown twice.
     """
 
     clip: Int[np.ndarray, " N"]
@@ -111,16 +113,15 @@ def seams(videos: Videos, before: Int[np.ndarray, " B"], joined: Bool[np.ndarray
 
     Raises ``DataError`` for videos of one frame, which have no ``within``.
     """
-    n_frames = videos.shape[1]
-    if n_frames < 2:
-        raise DataError(f"videos have {n_frames} frame; a join is compared with the step between at least 2")
+    if videos.shape[1] < 2:
+        raise DataError(f"videos have {videos.shape[1]} frame; a join is compared with the step between at least 2")
     clip = np.flatnonzero(joined & (before >= 0))
-    steps = {
-        int(i): np.mean([_difference(videos[i, f], videos[i, f + 1]) for f in range(n_frames - 1)])
-        for i in {*clip, *before[clip]}
-    }
-    within = np.array([(steps[int(i)] + steps[int(before[i])]) / 2 for i in clip], np.float64)
-    return Seams(clip, pixel_difference(videos, before)[clip], within)
+    jump, within = np.empty(len(clip)), np.empty(len(clip))
+    for n, i in enumerate(clip):
+        pair = as_unit_float(videos[[before[i], i]])  # (2, F, 3, H, W)
+        jump[n] = _difference(pair[0, -1], pair[1, 0])
+        within[n] = np.median(np.abs(np.diff(pair, axis=1)).mean(axis=(2, 3, 4), dtype=np.float64))
+    return Seams(clip, jump, within)
 
 
 def decision_scores(
