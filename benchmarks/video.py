@@ -37,7 +37,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from neuroclips.video.neuroclips_pipeline import NeuroClipsPipeline
 
 SIZES = {  # text width, words, UNet's widths, layers a block, autoencoder's widths, attention heads, groups, pixels
-    "mini": (128, 32, (64, 128), 1, (24, 48, 128, 192), 4, 8, 64),
+    "mini": (128, 32, (96,), 1, (24, 48, 128, 192), 4, 8, 64),
     "paper": (768, 77, (320, 640, 1280, 1280), 2, (128, 256, 512, 512), 8, 32, 256),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +60,8 @@ def words(longest: int) -> PreTrainedTokenizerFast:
 def build(size: str, device: str, dtype: torch.dtype) -> dict:
     """The parts of both pipelines, with random weights."""
     text, longest, widths, layers, vae_widths, heads, groups, pixels = SIZES[size]
-    levels, shared = len(widths), dict(norm_num_groups=groups, cross_attention_dim=text, layers_per_block=layers)
+    levels, attended = len(widths), max(1, len(widths) - 1)  # the coarsest of several levels has no attention
+    shared = dict(norm_num_groups=groups, cross_attention_dim=text, layers_per_block=layers)
     torch.manual_seed(0)
     with torch.device(device):
         vae = AutoencoderKL(
@@ -79,8 +80,8 @@ def build(size: str, device: str, dtype: torch.dtype) -> dict:
         )  # fmt: skip
         image = UNet2DConditionModel(
             sample_size=pixels // 8, block_out_channels=widths, attention_head_dim=heads,
-            down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1), **shared,
+            down_block_types=("CrossAttnDownBlock2D",) * attended + ("DownBlock2D",) * (levels - attended),
+            up_block_types=("UpBlock2D",) * (levels - attended) + ("CrossAttnUpBlock2D",) * attended, **shared,
         )  # fmt: skip
         adapter = MotionAdapter(
             block_out_channels=widths, motion_layers_per_block=layers, motion_num_attention_heads=heads,
@@ -89,7 +90,8 @@ def build(size: str, device: str, dtype: torch.dtype) -> dict:
         control = SparseControlNetModel(
             in_channels=4, conditioning_channels=4, block_out_channels=widths, attention_head_dim=heads,
             motion_num_attention_heads=heads,
-            down_block_types=("CrossAttnDownBlockMotion",) * (levels - 1) + ("DownBlockMotion",), **shared,
+            down_block_types=("CrossAttnDownBlockMotion",) * attended + ("DownBlockMotion",) * (levels - attended),
+            **shared,
         )  # fmt: skip
         for name, parameter in control.named_parameters():  # zero at first, and then without effect
             if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond")):

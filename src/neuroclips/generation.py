@@ -25,6 +25,7 @@ from neuroclips.data.clips import Clips, TestClips
 from neuroclips.data.frames import write_clip_video, write_video
 from neuroclips.errors import RecipeError
 from neuroclips.evaluation.floors import shuffle_across_scenes
+from neuroclips.evaluation.seams import PixelDifferenceRule, continues_scene
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.registry import resolve
 from neuroclips.pretrained.vae import Vae
@@ -64,8 +65,8 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     CONDITION.safetensors : keyframes (N, 3, H, W) in [0, 1] and videos (N, F, 3, H, W) uint8.
     captions.json : of each condition. clips.json : the ids of the N clips. CONDITION/CLIP.mp4 : to watch, of what was
         decoded.
-    fusion.safetensors : for each of the N clips, the clip before it (or -1), whether it was judged to go on, and its
-        place in its chain.
+    fusion.safetensors : for each of the N clips, the clip before it (or -1), whether it was judged to continue that
+        clip's scene (and what the pixels of the blurry videos say), and its place in its chain.
     """
     video = recipe.generate.video
     assert video is not None
@@ -86,12 +87,17 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
             if name == "decoded":
                 decoded = videos
         if video.fusion is not None:
-            rule = scene_rule(run, recipe, reconstructor, generator, own / ".kept", report)
+            seen = validation_guidance(run, recipe, reconstructor, generator, own / ".kept", report)
+            rule = scene_rule(run, reconstructor, video.fusion, seen)
             rule.save(own)
             before = following(test.segment, test.onset, test.t_r)
             joined = rule.same_scene(embed(reconstructor, made["decoded"]), before)
             positions = chain_positions(joined, before, video.fusion.limit)
-            write_arrays(own / "fusion.safetensors", {"before": before, "joined": joined, "position": positions})
+            latents = made["decoded"].latents
+            assert latents is not None
+            pixels = blurry_rule(run, generator.vae, seen).same_scene(generator.vae.decode(latents), before)
+            decisions = {"before": before, "joined": joined, "joined_by_pixels": pixels, "position": positions}
+            write_arrays(own / "fusion.safetensors", decisions)
             known = _Known(generator, dict(zip(test.ids, decoded)), own / ".kept" / "fused", report)
             fused = fuse(known, made["decoded"], positions, before, seed=recipe.seed)
             _write(own / "fused.safetensors", made["decoded"], fused)
@@ -171,23 +177,34 @@ def embed(reconstructor: Reconstructor, guidance: Guidance) -> np.ndarray:
     return Clip.load(reconstructor.clip, device=reconstructor.device).images(images)[1]
 
 
-def scene_rule(
+def validation_guidance(
     run: Path, recipe: Recipe, reconstructor: Reconstructor, generator: NeuroClipsGenerator, kept: Path, report: Report
-) -> SceneRule:
-    """What decides whether a scene goes on: learnt from training film, its threshold from what validation fMRI gave."""
-    fusion = generator.settings.fusion or FusionRecipe()
+) -> Guidance:
+    """What was decoded from the validation fMRI, with keyframes: fusion chooses its threshold on it."""
+    validation = data.load_clips(run / "prepare").validation
+    seen = reconstructor.decode(reconstructor.decoders.inputs(validation, None), validation.ids)
+    return imagine(generator, seen, kept / "validation", recipe.seed, report, "validation")
+
+
+def scene_rule(run: Path, reconstructor: Reconstructor, settings: FusionRecipe, seen: Guidance) -> SceneRule:
+    """What decides whether a scene goes on: learnt from the training film, its threshold from validation fMRI."""
     prepared = data.load_clips(run / "prepare")
-    train, validation = prepared.train, prepared.validation
+    train = prepared.train
     film = Guidance(
         train.ids, keyframes=np.asarray(train.frames[:, min(KEYFRAME, train.n_frames - 1)], np.float32) / 255
     )
-    inputs = reconstructor.decoders.inputs(validation, None)
-    seen = reconstructor.decode(inputs, validation.ids)
-    seen = imagine(generator, seen, kept / "validation", recipe.seed, report, "validation")
-    rule = SCENE_RULES[fusion.rule]()
-    return rule.fit(
-        KnownScenes.of(train, embed(reconstructor, film)), KnownScenes.of(validation, embed(reconstructor, seen))
+    return SCENE_RULES[settings.rule]().fit(
+        KnownScenes.of(train, embed(reconstructor, film)),
+        KnownScenes.of(prepared.validation, embed(reconstructor, seen)),
     )
+
+
+def blurry_rule(run: Path, vae: Vae, seen: Guidance) -> PixelDifferenceRule:
+    """The rule that fusion must beat, on blurry videos: its threshold is chosen on the same validation clips."""
+    clips = data.load_clips(run / "prepare").validation
+    before = following(clips.segment, clips.onset, clips.t_r)
+    assert seen.latents is not None
+    return PixelDifferenceRule().fit(vae.decode(seen.latents), before, continues_scene(clips.scene, before))
 
 
 def continuous(run: Path, recipe: Recipe, segment: str, console: Console) -> Path:
@@ -215,7 +232,8 @@ def continuous(run: Path, recipe: Recipe, segment: str, console: Console) -> Pat
     )
     kept = own / ".kept" / f"{segment}-{key[:16]}"
     with progress_bar(console) as report:
-        rule = scene_rule(run, recipe, reconstructor, generator, kept, report)
+        seen = validation_guidance(run, recipe, reconstructor, generator, kept, report)
+        rule = scene_rule(run, reconstructor, video.fusion or FusionRecipe(), seen)
         guidance = imagine(generator, guidance, kept / segment, recipe.seed, report, segment)
         before = following(test.segment[clips], test.onset[clips], test.t_r)
         joined = rule.same_scene(embed(reconstructor, guidance), before)

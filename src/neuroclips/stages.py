@@ -34,7 +34,8 @@ from neuroclips.decoders.ridge import RidgeDecoders
 from neuroclips.evaluation.floors import mean_frame_videos, mean_video_videos, shuffle_across_scenes
 from neuroclips.evaluation.identification import correlation_scores
 from neuroclips.evaluation.scores import Scored, score_agreement, score_identification, score_videos
-from neuroclips.evaluation.table import write_scores
+from neuroclips.evaluation.seams import continues_scene, decision_scores, seam_score
+from neuroclips.evaluation.table import Score, write_scores
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import Reconstructor
@@ -266,7 +267,7 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
                     **shared,
                 )
             )
-    scores = [score for part in parts for score in part.scores]
+    scores = [score for part in parts for score in part.scores] + _score_fusion(run, recipe, test)
     write_scores(own / "scores.json", scores)
     per_clip = pd.concat(
         [part.per_clip.assign(n_repeats=part.scores[0].n_repeats) for part in parts], ignore_index=True
@@ -336,6 +337,31 @@ def _score_generated(
         for name, condition in (("neuroclips", "decoded"), ("neuroclips, fused", "fused"))
         if condition == "decoded" or fused.exists()
     ]  # fmt: skip
+
+
+def _score_fusion(run: Path, recipe: Recipe, test: Clips) -> list[Score]:
+    """Whether fusion joined the right clips, and how far the picture jumps where it did, with and without it."""
+    made = run / "generate"
+    if recipe.generate.video is None or not (made / "fusion.safetensors").exists():
+        return []
+    decided = {name: np.array(array) for name, array in read_arrays(made / "fusion.safetensors").items()}
+    number = {clip: i for i, clip in enumerate(test.ids)}
+    of_these = test.take(np.array([number[clip] for clip in read_json(made / "clips.json")]))
+    before = decided["before"]
+    same = continues_scene(of_these.scene, before)
+    rows = decision_scores(
+        "keyframes", decided["joined"], same, before=before, block=of_these.scene,
+        baselines={"pixel difference": decided["joined_by_pixels"]}, draws=recipe.evaluate.bootstrap, seed=recipe.seed,
+    )  # fmt: skip
+    alone, fused = (read_arrays(made / f"{name}.safetensors")["videos"] for name in ("decoded", "fused"))
+    if (decided["position"] > 0).any():
+        rows.append(
+            seam_score(
+                "neuroclips, fused", fused, {"without fusion": alone}, of_these.frames, before,
+                decided["position"] > 0, block=of_these.scene, draws=recipe.evaluate.bootstrap, seed=recipe.seed,
+            )
+        )  # fmt: skip
+    return [row for row in rows if np.isfinite(row.value)]
 
 
 def _identification_ceiling(run: Path, test: Clips, k: int) -> tuple[np.ndarray | None, str]:

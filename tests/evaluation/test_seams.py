@@ -9,6 +9,7 @@ from neuroclips.evaluation.seams import (
     continues_scene,
     decision_scores,
     pixel_difference,
+    seam_score,
     seams,
 )
 
@@ -204,3 +205,27 @@ def test_within_is_the_median_step_of_the_two_clips_that_meet():
 def test_one_frame_has_no_seam():
     with pytest.raises(DataError, match="1 frame"):
         seams(np.zeros((3, 1, 3, 8, 10), np.uint8), np.array([-1, 0, 1]), np.array([False, True, True]))
+
+
+def test_seam_score_is_the_mean_jump_beside_the_same_joins_made_otherwise():
+    rng = np.random.default_rng(0)
+    videos = rng.random((7, 3, 3, 4, 5)).astype(np.float32)
+    smooth = videos.copy()
+    before = np.array([-1, 0, 1, -1, 3, 4, 5])
+    joined = np.array([False, True, False, False, True, True, False])
+    for clip in np.flatnonzero(joined):
+        smooth[clip, 0] = smooth[before[clip], -1] + 0.01
+    film = np.zeros((7, 2, 3, 6, 7), np.uint8)
+    film[:, -1] = 51  # a jump of 0.2 at every join
+    block = np.array([0, 0, 0, 1, 1, 2, 2])
+    smooth = np.clip(smooth, 0, 1)
+    row = seam_score("fused", smooth, {"alone": videos}, film, before, joined, block=block, draws=300)
+    jumps = [np.abs(videos[before[c], -1] - videos[c, 0]).mean() for c in (1, 4, 5)]
+    assert row.baselines["alone"] == pytest.approx(np.mean(jumps), rel=1e-5)
+    assert row.value == pytest.approx(0.01, rel=0.05)
+    assert "2 frames a clip, 0.200" in row.note
+    assert row.n == 3
+    assert row.differences["alone"][1] < 0
+    assert row.beats("alone")
+    with pytest.raises(DataError, match="no clips are joined"):
+        seam_score("fused", smooth, {}, film, before, ~joined & joined, block=block)

@@ -16,7 +16,7 @@ from neuroclips.errors import DataError
 from neuroclips.evaluation.intervals import Resampled, SceneBootstrap, n_effective
 from neuroclips.evaluation.pixels import Videos, as_unit_float
 from neuroclips.evaluation.table import Score
-from neuroclips.shapes import Bool, Float, Int
+from neuroclips.shapes import Bool, Float, Int, UInt8
 
 
 def continues_scene(scene: Int[np.ndarray, " B"], before: Int[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:
@@ -122,6 +122,42 @@ def seams(videos: Videos, before: Int[np.ndarray, " B"], joined: Bool[np.ndarray
         jump[n] = _difference(pair[0, -1], pair[1, 0])
         within[n] = np.median(np.abs(np.diff(pair, axis=1)).mean(axis=(2, 3, 4), dtype=np.float64))
     return Seams(clip, jump, within)
+
+
+def seam_score(
+    method: str,
+    videos: Videos,
+    beside: Mapping[str, Videos],
+    film: UInt8[np.ndarray, "B G 3 h w"],
+    before: Int[np.ndarray, " B"],
+    joined: Bool[np.ndarray, " B"],
+    *,
+    block: Int[np.ndarray, " B"],
+    draws: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """How far the picture jumps, on average, where ``joined`` clips meet; lower is smoother, 0 is a frame shown twice.
+
+    ``beside`` are videos of the same clips made otherwise, such as without fusion (paired differences). The film's own
+    jump is in the note, not a ceiling: its frames may lie further apart. Raises ``DataError`` when nothing is joined.
+    """
+    at = seams(videos, before, joined)
+    if len(at.clip) == 0:
+        raise DataError("no clips are joined; there is no seam to score")
+    boot = SceneBootstrap(block[at.clip], draws, seed)
+    found = boot.of(at.jump)
+    others = {name: boot.of(seams(other, before, joined).jump) for name, other in beside.items()}
+    differences = {name: boot.interval(found.draws - other.draws) for name, other in others.items()}
+    low, high = boot.interval(found.draws) or (None, None)
+    return Score(
+        metric="jump at joins", method=method, value=found.value, n=len(at.clip),
+        n_effective=n_effective(block[at.clip]), seed=seed, ci_low=low, ci_high=high,
+        baselines={name: other.value for name, other in others.items()},
+        differences={name: ends for name, ends in differences.items() if ends is not None},
+        space="fusion", higher_is_better=False,
+        note=f"mean absolute difference in [0, 1]; within clips it is {float(at.within.mean()):.3f}; the film's, of "
+        f"{film.shape[1]} frames a clip, {float(seams(film, before, joined).jump.mean()):.3f}",
+    )  # fmt: skip
 
 
 def decision_scores(
