@@ -8,6 +8,7 @@ from neuroclips.artefacts import (
     ArrayWriter,
     content_hash,
     file_hash,
+    kept_rows,
     read_arrays,
     read_card,
     stable_seed,
@@ -105,3 +106,25 @@ def test_hashes(tmp_path):
 def test_stable_seeds_never_change_and_never_collide():
     assert stable_seed(7, "test1/0004s") == 4046665092042518508
     assert len({stable_seed(s, f"test1/{c:04d}s") for s in range(20) for c in range(100)}) == 2000
+
+
+def test_kept_rows_are_made_once_and_in_their_own_place(tmp_path):
+    asked, seen = [], []
+
+    def make(numbers):
+        asked.append(numbers.tolist())
+        if 3 in numbers and len(asked) < 4:
+            raise KeyboardInterrupt
+        return {"square": np.square(numbers).astype(np.float32), "pair": np.stack([numbers, -numbers], axis=1)}
+
+    ids = ["a/0", "a/2", "b/0", "b/2", "b/4"]
+    with pytest.raises(KeyboardInterrupt):
+        kept_rows(tmp_path, ids, make, batch=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a_0.safetensors", "a_2.safetensors"]
+    asked.append([])
+    found = kept_rows(tmp_path, ids, make, batch=2, progress=lambda done, total: seen.append((done, total)))
+    assert asked == [[0, 1], [2, 3], [], [2, 3], [4]]
+    assert seen == [(2, 5), (4, 5)]
+    assert found["square"].tolist() == [0, 1, 4, 9, 16]
+    assert found["pair"].tolist() == [[0, 0], [1, -1], [2, -2], [3, -3], [4, -4]]
+    kept_rows(tmp_path, ids, lambda _: pytest.fail("everything is there"), batch=2)

@@ -168,7 +168,7 @@ def kept_rows(
         numbers = missing[start : start + batch]
         made = make(np.array(numbers))
         for row, number in enumerate(numbers):
-            write_arrays(files[number], {name: array[row] for name, array in made.items()})
+            write_arrays(files[number], {name: np.asarray(array[row]) for name, array in made.items()})
     rows = [read_arrays(file) for file in files]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 

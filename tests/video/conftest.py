@@ -7,14 +7,16 @@ from diffusers import DDIMScheduler
 
 from neuroclips.video.neuroclips_pipeline import NeuroClipsPipeline
 
-# The tests are imported by path (importlib mode), so their helper module is put in place by hand.
-if "tiny_video" not in sys.modules:
-    _spec = importlib.util.spec_from_file_location("tiny_video", Path(__file__).with_name("tiny_video.py"))
-    _module = importlib.util.module_from_spec(_spec)
-    sys.modules["tiny_video"] = _module
-    _spec.loader.exec_module(_module)
+# The tests are imported by path (importlib mode), so their helper modules are put in place by hand.
+_here = Path(__file__).parent
+for _path in (_here / "tiny_video.py", _here.parent / "pipeline" / "tiny_generators.py"):
+    if _path.stem not in sys.modules:
+        _spec = importlib.util.spec_from_file_location(_path.stem, _path)
+        _module = importlib.util.module_from_spec(_spec)
+        sys.modules[_path.stem] = _module
+        _spec.loader.exec_module(_module)
 
-from tiny_video import DDIM, parts
+from tiny_video import DDIM, parts  # noqa: E402
 
 
 @pytest.fixture

@@ -8,18 +8,19 @@ from pathlib import Path
 from neuroclips.errors import ArtefactError
 
 
+def shipped(kind: str) -> Path:
+    """Where the package looks for its own weights of a kind, whether they are there or not."""
+    return Path(str(files("neuroclips").joinpath("mini", "weights", kind)))
+
+
 def resolve(name_or_folder: str | Path, kind: str, holds: str = "config.json") -> Path:
-    """The folder that holds a model of ``kind`` ('vae', 'clip', 'decoders'): 'mini', or a local one.
+    """The folder that holds a model of ``kind`` ('vae', 'clip', 'video', ...): 'mini', or a local one.
 
     >>> resolve("mini", "vae").name
     'vae'
     """
-    if str(name_or_folder) == "mini":
-        return Path(str(files("neuroclips").joinpath("mini", "weights", kind)))
-    folder = Path(name_or_folder)
+    folder = shipped(kind) if str(name_or_folder) == "mini" else Path(name_or_folder)
     if not (folder / holds).exists():
-        raise ArtefactError(
-            f"{folder}: no {holds}; expected 'mini' or a folder of {kind} weights"
-            + (" in diffusers/transformers layout" if holds == "config.json" else "")
-        )
+        layout = "" if holds.endswith(".safetensors") else " in diffusers/transformers layout"
+        raise ArtefactError(f"{folder}: no {holds}; expected 'mini' or a folder of {kind} weights{layout}")
     return folder
