@@ -388,7 +388,7 @@ def _count_opening(run: Path) -> int:
 
 def report(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """The page of the run, ``report.html``."""
-    names = ("simulate", "prepare", "targets", "fit", "reconstruct", "observe", "evaluate")
+    names = ("simulate", "prepare", "targets", "fit", "reconstruct", "generate", "observe", "evaluate")
     cards = {name: card for name in names if (card := read_card(run / name)) is not None}
     page = report_data(run, recipe, cards)
     write_report(own / "report.html", page)

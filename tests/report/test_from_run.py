@@ -1,28 +1,17 @@
 """The page of a run says what the run's files say."""
 
 import html
-import importlib.util
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
-
-if "tiny_run" not in sys.modules:  # one run for the whole session, shared with tests/pipeline
-    _path = Path(__file__).parents[1] / "pipeline" / "tiny_run.py"
-    _spec = importlib.util.spec_from_file_location("tiny_run", _path)
-    _module = importlib.util.module_from_spec(_spec)
-    sys.modules["tiny_run"] = _module
-    _spec.loader.exec_module(_module)
-from tiny_run import tiny_run  # noqa: F401
 
 from neuroclips.data.prepare import load_clips
 from neuroclips.evaluation.table import format_value, read_scores
 
 
 @pytest.fixture
-def page(tiny_run):  # noqa: F811
+def page(tiny_run):
     return (tiny_run.directory / "report.html").read_text()
 
 
@@ -31,13 +20,13 @@ def visible_text(page):
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
-def test_every_test_clip_is_on_the_page(tiny_run, page):  # noqa: F811
+def test_every_test_clip_is_on_the_page(tiny_run, page):
     ids = load_clips(tiny_run.directory / "prepare").test.ids
     assert len(ids) == 20
     assert [clip for clip in ids if clip not in page] == []
 
 
-def test_the_headline_is_the_score_with_most_repeats(tiny_run, page):  # noqa: F811
+def test_the_headline_is_the_score_with_most_repeats(tiny_run, page):
     scores = read_scores(tiny_run.directory / "scores.json")
     name = ("tokens", "neural", "top-1")
     rows = {s.n_repeats: s for s in scores if (s.space, s.method, s.metric) == name}
@@ -49,7 +38,7 @@ def test_the_headline_is_the_score_with_most_repeats(tiny_run, page):  # noqa: F
     assert f"ceiling is {format_value(row.ceiling, row.unit)}" in text
 
 
-def test_the_table_holds_the_values_of_the_scores_file(tiny_run, page):  # noqa: F811
+def test_the_table_holds_the_values_of_the_scores_file(tiny_run, page):
     text = visible_text(page)
     rows = [row for row in json.loads((tiny_run.directory / "scores.json").read_text()) if row["n_repeats"] == 2]
     assert {row["space"] for row in rows} == {"tokens", "latents", "video"}

@@ -15,11 +15,13 @@ from neuroclips.evaluation.table import Score
 from neuroclips.report.charts import Curve, Series, VoxelSummary
 from neuroclips.report.page import (
     Credit,
+    Exhibit,
     ReportClip,
     ReportData,
     RunCard,
     ScoreName,
     Stage,
+    Strip,
     percentile_clips,
     render_report,
     write_report,
@@ -64,6 +66,14 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
 
+def decoded(picture):
+    """Frames of a picture of the page, and the seconds that they last (None for a still)."""
+    with av.open(io.BytesIO(base64.b64decode(picture["content"]))) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+        return frames, float(stream.duration * stream.time_base) if picture["type"] == "video/mp4" else None
+
+
 def score(**changes):
     row = {"metric": "top-1", "method": "ridge", "value": 0.25, "n": N_CLIPS, "n_effective": 3.5, "seed": 7,
            "ci_low": 0.2, "ci_high": 0.3, "chance": 0.005, "ceiling": 0.8, "space": "tokens", "unit": "share",
@@ -79,16 +89,19 @@ def hostile():
     clips = [
         ReportClip(clip, i // 2, {
             "shown": rng.integers(0, 256, size=(N_FRAMES, 3, 16, 24), dtype=np.uint8),
+            "keyframe": rng.integers(0, 256, size=(3, 16, 24), dtype=np.uint8),
             EVIL: rng.integers(0, 256, size=(N_FRAMES + 1, 3, 16, 24), dtype=np.uint8),
-        })
+        }, EVIL)
         for i, clip in enumerate(ids)
     ]  # fmt: skip
-    clips[2] = replace(clips[2], videos={"shown": clips[2].videos["shown"]})
+    clips[2] = replace(clips[2], pictures={"shown": clips[2].pictures["shown"]}, text="")
+    strips = [Strip(EVIL, EVIL, clips[0].pictures, EVIL), Strip("long", "a to b", clips[1].pictures, seconds=6.0)]
     values = pd.DataFrame({"clip": ids, "scene": 0, "method": EVIL, "space": "tokens", "metric": "top-1"})
     curve = Curve(EVIL, EVIL, EVIL, [Series(EVIL, [1, 2], [0.1, 0.2], [0, 0.1], [0.2, 0.3])], {EVIL: 0.1}, EVIL)
     return ReportData(
         title=EVIL, what=EVIL, source=EVIL, notice=EVIL, scores=[score(method=EVIL, note=EVIL, floors={EVIL: 0.1})],
         per_clip=values.assign(value=np.r_[np.arange(N_CLIPS - 1) / 10, np.nan]), clips=clips,
+        exhibits=[Exhibit("empty", "Nothing here", EVIL, []), Exhibit(EVIL, EVIL, EVIL, strips)],
         gallery=ScoreName("tokens", EVIL, "top-1"), lag_curve=curve, repeats_curve=curve, training_curves=[curve],
         voxels=VoxelSummary(3, 9, np.array([0, 0.5, 1.0]), np.array([6, 3]), np.array([0, 3])),
         card=RunCard({"name": EVIL, EVIL: [1, EVIL]}, {EVIL: EVIL}, {EVIL: EVIL}, [Stage(EVIL, 1.5), Stage("b", 2, 9)]),
@@ -120,15 +133,49 @@ def test_the_page_needs_nothing_else(hostile):
 
 def test_every_clip_is_on_the_page_and_its_videos_decode(hostile):
     content = json.loads(Page(render_report(hostile)).scripts[0])
-    assert content["names"] == ["shown", EVIL]
     assert [clip["id"] for clip in content["clips"]] == [clip.id for clip in hostile.clips]
-    assert content["clips"][2]["videos"][1] is None
+    assert [clip["text"] for clip in content["clips"]] == [EVIL, EVIL, "", *[EVIL] * (N_CLIPS - 3)]
     for clip, source in zip(content["clips"], hostile.clips):
-        for name, video in zip(content["names"], clip["videos"]):
-            if video is not None:
-                with av.open(io.BytesIO(base64.b64decode(video))) as container:
-                    assert sum(1 for _ in container.decode(video=0)) == len(source.videos[name])
+        assert [picture["name"] for picture in clip["pictures"]] == list(source.pictures)  # in the caller's order
+        for picture in clip["pictures"]:
+            wanted = source.pictures[picture["name"]]
+            frames, seconds = decoded(picture)
+            assert len(frames) == (1 if wanted.ndim == 3 else len(wanted))
+            assert seconds == (None if wanted.ndim == 3 else pytest.approx(2.0))
     assert [clip["values"] for clip in content["clips"]] == [[0.0], [0.1], [0.2], [0.3], [0.4], [0.5], [None]]
+
+
+def test_exhibits_stand_before_the_browser_and_last_as_long_as_they_say(hostile):
+    text = render_report(hostile)
+    page = Page(text)
+    sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    assert sections[:4] == ["gallery", "empty", EVIL, "browser"]
+    rows = [a for _, a in page.tags if a.get("class") == "videos"]
+    assert [row["data-clip"] for row in rows[:5]] == [
+        clip["id"] for clip in percentile_clips(hostile.per_clip, hostile.gallery)
+    ]
+    content = json.loads(page.scripts[0])["exhibits"]
+    strips = [content[int(row["data-exhibit"])][int(row["data-strip"])] for row in rows[5:]]
+    assert [strip["id"] for strip in strips] == [EVIL, "a to b"]
+    assert [strip["text"] for strip in strips] == [EVIL, ""]
+    lasting = [[decoded(p)[1] for p in strip["pictures"] if p["type"] == "video/mp4"] for strip in strips]
+    assert lasting == [[pytest.approx(2.0)] * 2, [pytest.approx(6.0)] * 2]
+
+
+def test_a_gallery_of_some_clips_says_of_how_many(hostile):
+    assert f"Five of {N_CLIPS} test clips, drawn by rule" in Page(render_report(hostile)).words
+    some = replace(hostile, per_clip=hostile.per_clip.iloc[:4])
+    page = Page(render_report(some))
+    assert f"Of {N_CLIPS} test clips, 4 have a video by “{EVIL}”. Five of these, drawn by rule" in page.words
+    assert {a["data-clip"] for _, a in page.tags if "data-clip" in a} == {clip.id for clip in hostile.clips[:4]}
+
+
+def test_pictures_in_the_page_and_nowhere_else_may_be_shown(hostile):
+    page = Page(render_report(hostile))
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
+    sources = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert sources["default-src"] == "'none'"
+    assert sources["img-src"] == sources["media-src"] == "data:"
 
 
 def test_the_headline_says_how_good_beside_floor_chance_and_ceiling():

@@ -207,8 +207,8 @@ def write_video(
     with written_aside(Path(path)) as aside, av.open(str(aside), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        # One thread: with more, x264 sometimes writes other bytes for the same frames (15 of 300 encodes).
-        stream.options = {"crf": "10", "preset": preset, "threads": "1"}
+        # One thread and no macroblock tree: else x264 sometimes writes other bytes for the same frames.
+        stream.options = {"crf": "10", "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
         for frame in chain([first], rest):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.transpose(1, 2, 0)), format="rgb24")
             container.mux(stream.encode(picture))

@@ -1,4 +1,4 @@
-"""Small MP4 files in memory, for pages that carry their videos with them."""
+"""Small MP4 and JPEG files in memory, for pages that carry their videos and pictures with them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import io
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 
 from neuroclips.errors import DataError
 from neuroclips.shapes import UInt8
 
 _SMALL = 160  # pixels; below this, frames are doubled so that 4:2:0 chroma keeps one colour a source pixel
+# Several threads, or macroblock-tree rate control, and x264 now and then writes other bytes for the same frames.
+_SETTINGS = {"crf": "21", "preset": "slow", "threads": "1", "mbtree": "0"}
 _BT601 = 6  # smpte170m: the matrix that browsers assume for small videos, also written into the file
 
 
@@ -23,13 +26,12 @@ def encode_mp4(video: UInt8[np.ndarray, "F 3 H W"], seconds: float | int) -> byt
     """
     if len(video) == 0 or seconds <= 0:
         raise DataError(f"cannot encode {len(video)} frames over {seconds} s; expected at least one, over some time")
-    if max(video.shape[-2:]) <= _SMALL:
-        video = video.repeat(2, axis=-2).repeat(2, axis=-1)
+    video = _doubled(video)
     height, width = (size - size % 2 for size in video.shape[-2:])
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(len(video) / seconds).limit_denominator(1000)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "21", "preset": "slow", "threads": "1"})
+        stream = container.add_stream("libx264", rate=rate, options=_SETTINGS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = _BT601
@@ -38,3 +40,17 @@ def encode_mp4(video: UInt8[np.ndarray, "F 3 H W"], seconds: float | int) -> byt
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "3 H W"]) -> bytes:
+    """JPEG with full colour resolution. Small images are doubled as videos are, so that both look alike when enlarged.
+
+    The same image gives the same bytes.
+    """
+    bgr = np.ascontiguousarray(_doubled(image)[::-1].transpose(1, 2, 0))
+    settings = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    return cv2.imencode(".jpg", bgr, settings)[1].tobytes()
+
+
+def _doubled(pixels: np.ndarray) -> np.ndarray:
+    return pixels.repeat(2, axis=-2).repeat(2, axis=-1) if max(pixels.shape[-2:]) <= _SMALL else pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,21 @@ from neuroclips.evaluation.table import Score, read_scores
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
 from neuroclips.report.charts import Curve, Series, VoxelSummary
-from neuroclips.report.page import Credit, ReportClip, ReportData, RunCard, ScoreName, Stage
+from neuroclips.report.generated import Generated, exhibits, read_condition, with_generated
+from neuroclips.report.page import (
+    Credit,
+    Exhibit,
+    ReportClip,
+    ReportData,
+    RunCard,
+    ScoreName,
+    Stage,
+    percentile_clips,
+)
 from neuroclips.training.decoders import resolve_decoders
 
 GALLERY = ScoreName("video", "blurry", "pixel correlation")
+GENERATED_GALLERY = replace(GALLERY, method="neuroclips")
 
 
 def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> ReportData:
@@ -27,6 +39,12 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
     scores = read_scores(run / "evaluate" / "scores.json")
     most = max(s.n_repeats or 0 for s in scores)
     per_clip = pd.read_parquet(run / "evaluate" / "per_clip.parquet")
+    per_clip = per_clip[per_clip["n_repeats"] == most]
+    shown = [s for s in scores if s.n_repeats in (most, None)]  # None: about no single number, such as fusion's
+    gallery, exhibited, generated = GALLERY, list[Exhibit](), dict[str, Generated]()
+    if recipe.generate.video is not None:
+        gallery, generated = GENERATED_GALLERY, read_condition(run / "generate", "decoded")
+        exhibited = exhibits(run / "generate", prepared.test, percentile_clips(per_clip, gallery), shown)
     simulated = recipe.film is not None
     splits = {name: getattr(prepared, name) for name in ("train", "validation", "test")}
     minutes = {name: len(clips) * clips.t_r / 60 for name, clips in splits.items()}
@@ -43,12 +61,13 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
             f"{int(prepared.mask.sum()):,} voxels of {'a simulated' if simulated else 'one'} subject, "
             f"averaging {most} presentations, after training on {minutes['train']:.0f} minutes"
         ),
-        scores=[s for s in scores if s.n_repeats == most],
+        scores=shown,
         headline=ScoreName("tokens", recipe.decoders.methods[-1], "top-1"),
-        per_clip=per_clip[per_clip["n_repeats"] == most],
-        clips=_clips(run, prepared),
-        gallery=GALLERY,
+        per_clip=per_clip,
+        clips=_clips(run, prepared, generated),
+        gallery=gallery,
         clip_seconds=prepared.t_r,
+        exhibits=exhibited,
         notice=notice,
         lag_curve=_lag_curve(cards["prepare"]["summary"]),
         repeats_curve=_repeats_curve(scores, recipe.decoders.methods[-1]),
@@ -59,15 +78,16 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
     )
 
 
-def _clips(run: Path, prepared: Prepared) -> list[ReportClip]:
+def _clips(run: Path, prepared: Prepared, generated: Mapping[str, Generated]) -> list[ReportClip]:
     videos = read_arrays(run / "reconstruct" / "videos.safetensors")
     test = prepared.test
-    return [
+    clips = [
         ReportClip(
             clip, int(test.scene[i]), {"shown": test.frames[i], **{name: array[i] for name, array in videos.items()}}
         )
         for i, clip in enumerate(test.ids)
     ]
+    return [with_generated(clip, generated[clip.id]) if clip.id in generated else clip for clip in clips]
 
 
 def _lag_curve(summary: Mapping[str, Any]) -> Curve:

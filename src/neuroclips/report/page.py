@@ -27,19 +27,46 @@ from neuroclips.errors import DataError
 from neuroclips.evaluation.table import Score, format_interval, format_value, score_interval
 from neuroclips.report import charts
 from neuroclips.report.charts import Curve, VoxelSummary
-from neuroclips.report.film import encode_mp4
+from neuroclips.report.film import encode_jpeg, encode_mp4
 from neuroclips.shapes import UInt8
+
+Picture = UInt8[np.ndarray, "... 3 _ _"]  # a video (F, 3, H, W), or a still (3, H, W)
 
 _PERCENTILES = {"best": 1.0, "75th percentile": 0.75, "median": 0.5, "25th percentile": 0.25, "worst": 0.0}
 
 
 @dataclass(frozen=True)
 class ReportClip:
-    """A test clip and its videos by name: "shown" first, then each method's. Videos are (F, 3, H, W) uint8."""
+    """A test clip and its pictures by name, in the order in which they stand side by side: "shown" first.
+
+    text : a line below the pictures, such as a caption.
+    """
 
     id: str
     scene: int
-    videos: Mapping[str, UInt8[np.ndarray, "F 3 H W"]]
+    pictures: Mapping[str, Picture]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures side by side under a heading: of ``id``, with videos that last ``seconds`` (a clip's, by default)."""
+
+    title: str
+    id: str
+    pictures: Mapping[str, Picture]
+    text: str = ""
+    seconds: float | int | None = None
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A section of strips, between the gallery and the browser of all clips; ``name`` is its address on the page."""
+
+    name: str
+    title: str
+    text: str
+    strips: Sequence[Strip]
 
 
 @dataclass(frozen=True)
@@ -88,6 +115,7 @@ class ReportData:
     per_clip : columns clip, scene, method, space, metric, value (``evaluation.scores.Scored.per_clip``).
     gallery : the per-clip score that ranks the clips for the gallery; ``clips`` are shown at fixed percentiles of it.
     clip_seconds : how long a clip lasts.
+    exhibits : more to look at, in order.
     notice : a sentence that readers must not miss, such as that the subject is simulated.
     """
 
@@ -100,6 +128,7 @@ class ReportData:
     clips: Sequence[ReportClip] = ()
     gallery: ScoreName | None = None
     clip_seconds: float | int = 2.0
+    exhibits: Sequence[Exhibit] = ()
     notice: str = ""
     lag_curve: Curve | None = None
     repeats_curve: Curve | None = None
@@ -110,7 +139,11 @@ class ReportData:
 
 
 def write_report(path: Path | str, data: ReportData) -> None:
-    """Write the page, atomically. 200 clips with three videos of 6 frames of 64 x 64 are about 5 MB."""
+    """Write the page, atomically.
+
+    At 64 x 64 pixels, 200 clips with three videos of 6 frames are about 8 MB; 64 clips with a generated video of 16
+    frames beside them, about 6 MB.
+    """
     text = render_report(data)
     with written_aside(Path(path)) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -139,7 +172,7 @@ def render_report(data: ReportData) -> str:
         histogram=None if data.voxels is None else charts.histogram(data.voxels),
         recipe=None if data.card is None else _as_yaml(data.card.recipe),
         credits=[(credit.text, _web_address(credit.url)) for credit in data.credits],
-        videos=_videos(data),
+        pictures=_payload(data),
         geometry={name: getattr(charts, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")},
         # Markup: these two are files of this package, not text of the run.
         style=Markup(templates.joinpath("report.css").read_text(encoding="utf-8")),
@@ -153,9 +186,7 @@ def percentile_clips(per_clip: pd.DataFrame, name: ScoreName, higher_is_better: 
 
     Clips are sorted by the score, equal scores by clip name; percentile q of n clips is number round(q (n - 1)).
     """
-    chosen = per_clip[
-        (per_clip["space"] == name.space) & (per_clip["method"] == name.method) & (per_clip["metric"] == name.metric)
-    ]
+    chosen = _values_of(per_clip, name)
     if chosen.empty:
         raise DataError(
             f"no per-clip values of {name.metric!r} by {name.method!r} in {name.space!r}; cannot rank clips"
@@ -165,6 +196,12 @@ def percentile_clips(per_clip: pd.DataFrame, name: ScoreName, higher_is_better: 
     return [
         {"label": label, "id": ordered["clip"].iloc[i], "value": float(ordered["value"].iloc[i])}
         for label, i in numbers.items()
+    ]
+
+
+def _values_of(per_clip: pd.DataFrame, name: ScoreName) -> pd.DataFrame:
+    return per_clip[
+        (per_clip["space"] == name.space) & (per_clip["method"] == name.method) & (per_clip["metric"] == name.metric)
     ]
 
 
@@ -261,26 +298,42 @@ def _gallery(data: ReportData) -> dict[str, Any] | None:
         return None
     row = next((s for s in data.scores if _name_of(s) == data.gallery), None)
     unit, higher = (row.unit, row.higher_is_better) if row else ("", True)
-    shown = {clip.id for clip in data.clips}
-    clips = percentile_clips(data.per_clip[data.per_clip["clip"].isin(shown)], data.gallery, higher)
-    return {"name": data.gallery, "clips": [clip | {"text": format_value(clip["value"], unit)} for clip in clips]}
+    shown = data.per_clip[data.per_clip["clip"].isin({clip.id for clip in data.clips})]
+    clips = percentile_clips(shown, data.gallery, higher)
+    return {
+        "name": data.gallery,
+        "ranked": len(_values_of(shown, data.gallery)),
+        "clips": [clip | {"text": format_value(clip["value"], unit)} for clip in clips],
+    }
 
 
-def _videos(data: ReportData) -> dict[str, Any]:
-    """What the page's script reads: every clip's videos (base64 MP4) and per-clip scores."""
-    names = list(dict.fromkeys(name for clip in data.clips for name in clip.videos))
+def _payload(data: ReportData) -> dict[str, Any]:
+    """What the page's script reads: the pictures of every clip and exhibit, and the clips' scores."""
     ids = [clip.id for clip in data.clips]
     if len(set(ids)) != len(ids):
         raise DataError(f"{len(ids)} clips have {len(set(ids))} different ids; expected one id a clip")
-    encoded = [
-        {"id": clip.id, "scene": clip.scene, "videos": [
-            base64.b64encode(encode_mp4(clip.videos[name], data.clip_seconds)).decode() if name in clip.videos else None
-            for name in names
-        ]}
-        for clip in data.clips
-    ]  # fmt: skip
     columns, values = _per_clip_columns(data, ids)
-    return {"names": names, "columns": columns, "clips": [clip | {"values": v} for clip, v in zip(encoded, values)]}
+    return {
+        "columns": columns,
+        "clips": [
+            _encoded(clip, data.clip_seconds) | {"scene": clip.scene, "values": v}
+            for clip, v in zip(data.clips, values)
+        ],
+        "exhibits": [
+            [_encoded(s, data.clip_seconds if s.seconds is None else s.seconds) for s in exhibit.strips]
+            for exhibit in data.exhibits
+        ],
+    }
+
+
+def _encoded(shown: ReportClip | Strip, seconds: float | int) -> dict[str, Any]:
+    pictures = []
+    for name, picture in shown.pictures.items():
+        still = picture.ndim == 3
+        content = encode_jpeg(picture) if still else encode_mp4(picture, seconds)
+        kind = "image/jpeg" if still else "video/mp4"
+        pictures.append({"name": name, "type": kind, "content": base64.b64encode(content).decode()})
+    return {"id": shown.id, "text": shown.text, "pictures": pictures}
 
 
 def _per_clip_columns(data: ReportData, ids: list[str]) -> tuple[list[dict[str, str]], list[list[float | None]]]:

@@ -20,34 +20,38 @@
     row.querySelectorAll("video").forEach((video) => { video.currentTime = 0; video.play().catch(() => {}); });
   };
 
-  const show = (row, clip) => {
-    let waiting = clip.videos.filter((video) => video !== null).length;
-    row.replaceChildren(...data.names.map((name, i) => {
-      const figure = make("figure");
-      if (clip.videos[i] === null) {
-        figure.append(make("div", undefined, "missing"));
+  const show = (row, { id, text, pictures }) => {
+    const isVideo = ({ type }) => type === "video/mp4";
+    let waiting = pictures.filter(isVideo).length;
+    row.style.setProperty("--n", Math.min(pictures.length, 6));
+    row.replaceChildren(...pictures.map((picture) => {
+      const figure = make("figure"), label = `${picture.name}, ${id}`;
+      const element = make(isVideo(picture) ? "video" : "img");
+      if (isVideo(picture)) {
+        Object.assign(element, { loop: true, muted: true, playsInline: true, preload: "auto" });
+        element.setAttribute("aria-label", label);
+        element.addEventListener("loadeddata", () => { if (--waiting === 0) play(row); }, { once: true });
       } else {
-        const video = make("video");
-        Object.assign(video, { loop: true, muted: true, playsInline: true, preload: "auto" });
-        video.setAttribute("aria-label", `${name}, ${clip.id}`);
-        video.addEventListener("loadeddata", () => { if (--waiting === 0) play(row); }, { once: true });
-        video.src = `data:video/mp4;base64,${clip.videos[i]}`;
-        figure.append(video);
+        element.alt = label;
       }
-      figure.append(make("figcaption", name));
+      element.src = `data:${picture.type};base64,${picture.content}`;
+      figure.append(element, make("figcaption", picture.name));
       return figure;
     }));
+    if (text) row.append(make("p", text, "below"));
   };
 
-  // The gallery's rows are filled when they come near the window.
+  // Rows of the gallery and the exhibits are filled when they come near the window.
+  const rows = document.querySelectorAll(".strip .videos");
+  const shownIn = ({ dataset: { clip, exhibit, strip } }) => clip === undefined ? data.exhibits[exhibit][strip] : data.clips[number.get(clip)];
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       watcher.unobserve(entry.target);
-      show(entry.target, data.clips[number.get(entry.target.dataset.clip)]);
+      show(entry.target, shownIn(entry.target));
     }
   }, { rootMargin: "300px" });
-  document.querySelectorAll(".videos[data-clip]").forEach((row) => watcher.observe(row));
+  rows.forEach((row) => watcher.observe(row));
 
   if (!byId("stage")) return;
   let order = data.clips.map((_, i) => i);
