@@ -21,7 +21,7 @@ check: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,test,check]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,judges,test,check]"
 	touch $@
 
 clean:

@@ -1,8 +1,9 @@
 """Generated video: the stage ``generate``, and long videos of whole segments.
 
 Every condition goes through the same keyframe generator, captioner and video model: what the brain said (``decoded``),
-the truth's own latents and tokens (``ceiling``), the brain's answer to another scene (``shuffled-0``, ...), and, with
-fusion, ``fused``. Finished clips are kept one by one, so a killed run goes on where it stopped.
+the truth's own latents and tokens (``ceiling``), the brain's answer to another scene (``shuffled-0``, ...), what the
+brain said with parts of the guidance left out (``ABLATIONS``), and, with fusion, ``fused``. Finished clips are kept one
+by one, so a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import FusionRecipe, Recipe, VideoRecipe
 from neuroclips.reconstructor import KEYFRAME, Reconstructor
 from neuroclips.shapes import Int
-from neuroclips.stages import load_targets, progress_bar
+from neuroclips.stages import ABLATIONS, load_targets, progress_bar
 from neuroclips.training.decoders import pick_device
 from neuroclips.video.fusion import SCENE_RULES, KnownScenes, SceneRule, chain_positions, following, fuse, join
 from neuroclips.video.generator import NeuroClipsGenerator
@@ -86,6 +87,11 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
             _write(own / f"{name}.safetensors", made[name], videos)
             if name == "decoded":
                 decoded = videos
+        for name, paths in ABLATIONS.items() if video.ablations else ():
+            generator.settings = video.model_copy(update={"paths": paths})
+            videos = show(generator, made["decoded"], own / ".kept" / name, recipe.seed, report, name)
+            _write(own / f"{name}.safetensors", made["decoded"], videos)
+        generator.settings = video
         if video.fusion is not None:
             seen = validation_guidance(run, recipe, reconstructor, generator, own / ".kept", report)
             rule = scene_rule(run, reconstructor, video.fusion, seen)

@@ -155,6 +155,7 @@ class VideoRecipe(_Part):
     )
     clips: int | None = Field(None, ge=1, description="first clips of each test segment get a video; null is all")
     shuffles: int = Field(1, ge=1, description="shuffled-fMRI controls that get videos")
+    ablations: bool = Field(False, description="also with each path of guidance left out, and with none (no brain)")
     batch: int = Field(8, ge=1, description="clips at a time")
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str = "auto"

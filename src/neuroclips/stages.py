@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ from neuroclips.decoders import Decoders
 from neuroclips.decoders.ridge import RidgeDecoders
 from neuroclips.evaluation.floors import mean_frame_videos, mean_video_videos, shuffle_across_scenes
 from neuroclips.evaluation.identification import correlation_scores
+from neuroclips.evaluation.judges import JUDGE, judge_features, judge_is_here
 from neuroclips.evaluation.scores import Scored, score_agreement, score_identification, score_videos
 from neuroclips.evaluation.seams import continues_scene, decision_scores, seam_score
 from neuroclips.evaluation.table import Score, write_scores
@@ -46,6 +47,13 @@ from neuroclips.video.guidance import Guidance, VideoGenerator
 
 SPLITS = ("train", "validation", "test")
 Report = Callable[[int, int, str], None]
+GuidancePath = Literal["alpha", "beta", "gamma"]
+ABLATIONS: dict[str, tuple[GuidancePath, ...]] = {  # of what was decoded; as the paper's table 2, and none at all
+    "without-keyframe": ("alpha", "gamma"),
+    "without-blurry-video": ("beta", "gamma"),
+    "without-caption": ("alpha", "beta"),
+    "no-brain": (),
+}
 
 
 @contextmanager
@@ -249,7 +257,7 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
         }
         if recipe.generate.video is not None:
             report(done, total, "pixels and motion, neuroclips")
-            parts += _score_generated(run, recipe, test, still, shared, n_repeats[-1])
+            parts += _score_generated(run, recipe, test, prepared.train, still, shared, n_repeats[-1])
         by_ridge = made / "videos-baseline.safetensors"
         baseline = read_arrays(by_ridge) if by_ridge.exists() else {}
         for name in recipe.generate.generators:
@@ -310,9 +318,13 @@ def _score_decoded(
 
 
 def _score_generated(
-    run: Path, recipe: Recipe, test: Clips, still: dict[str, np.ndarray], shared: dict[str, Any], n_repeats: int
-) -> list[Scored]:
-    """Generated videos, beside the blurry videos of the same clips; and how fusion decided and joined."""
+    run: Path, recipe: Recipe, test: Clips, train: Clips, still: dict[str, np.ndarray], shared: dict[str, Any],
+    n_repeats: int,
+) -> list[Scored]:  # fmt: skip
+    """Generated videos beside the blurry and the nearest ones of the same clips; whole, fused, and with paths left out.
+
+    Pixels and motion; and identification by an outside judge, where that is installed.
+    """
     made = run / "generate"
     number = {clip: i for i, clip in enumerate(test.ids)}
     rows = np.array([number[clip] for clip in read_json(made / "clips.json")])
@@ -324,19 +336,34 @@ def _score_generated(
         return found[:, np.rint(np.linspace(0, found.shape[1] - 1, test.n_frames)).astype(int)]
 
     shuffled = [videos(path.stem) for path in sorted(made.glob("shuffled-*.safetensors"))]
-    blurry = read_arrays(run / "reconstruct" / "videos.safetensors").get("blurry")
-    shared = {**shared, "ids": of_these.ids, "scene": of_these.scene}
-    fused = made / "fused.safetensors"
-    return [
+    quick = read_arrays(run / "reconstruct" / "videos.safetensors")
+    baselines = {name: np.asarray(array[rows]) for name, array in quick.items()}
+    names = {"decoded": "neuroclips", "fused": "neuroclips, fused"}
+    names |= {slug: f"neuroclips, {slug.replace('-', ' ')}" for slug in ABLATIONS}
+    present = {slug: name for slug, name in names.items() if (made / f"{slug}.safetensors").exists()}
+    shared = {**shared, "ids": of_these.ids, "scene": of_these.scene, "n_repeats": n_repeats}
+    floors: dict[str, Any] = {name: array[: len(rows)] for name, array in still.items()}
+    floors["shuffled"] = shuffled
+    parts = [
         score_videos(
-            name, videos(condition), of_these.frames,
-            floors={**{k: v[: len(rows)] for k, v in still.items()}, "shuffled": shuffled},
-            baselines={} if blurry is None else {"blurry": blurry[rows]}, ceiling=videos("ceiling"),
-            n_repeats=n_repeats, **shared,
+            name, videos(slug), of_these.frames, floors=floors, baselines=baselines, ceiling=videos("ceiling"), **shared
         )
-        for name, condition in (("neuroclips", "decoded"), ("neuroclips, fused", "fused"))
-        if condition == "decoded" or fused.exists()
-    ]  # fmt: skip
+        for slug, name in present.items()
+    ]
+    if judge_is_here():
+        true, best = judge_features(np.asarray(of_these.frames)), judge_features(videos("ceiling"))
+        reference = judge_features(np.asarray(train.frames[:: max(1, len(train) // 200)])).mean(axis=0)
+        parts += [
+            score_identification(
+                name, judge_features(videos(slug)), true, reference=reference, space=JUDGE,
+                segment=of_these.segment, onset=of_these.onset, exclude_seconds=recipe.evaluate.exclude_seconds,
+                floors={"shuffled": [judge_features(v) for v in shuffled]},
+                baselines={name: judge_features(v) for name, v in baselines.items()},
+                ceiling=correlation_scores(best, true, reference), **shared,
+            )
+            for slug, name in present.items()
+        ]  # fmt: skip
+    return parts
 
 
 def _score_fusion(run: Path, recipe: Recipe, test: Clips) -> list[Score]:

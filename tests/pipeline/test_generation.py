@@ -18,13 +18,16 @@ from neuroclips.cli import app
 from neuroclips.data.frames import read_video
 from neuroclips.data.prepare import load_clips
 from neuroclips.errors import ArtefactError, RecipeError
+from neuroclips.evaluation.judges import JUDGE, judge_is_here
 from neuroclips.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     weights = write_generators(tmp_path_factory.mktemp("generators"))
-    return {"generate.video": {**weights, "clips": 7, "frames": 5, "batch": 3, "fusion": {"limit": 2}}}
+    return {
+        "generate.video": {**weights, "clips": 7, "frames": 5, "batch": 3, "fusion": {"limit": 2}, "ablations": True}
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +70,29 @@ def test_videos_are_scored_beside_floors_baseline_and_ceiling(run):
     row = next(r for r in rows if r["method"] == "neuroclips" and r["metric"] == "pixel correlation")
     assert row["n"] == 14
     assert set(row["floors"]) == {"mean frame", "mean video", "shuffled"}
-    assert set(row["baselines"]) == {"blurry"}
+    assert set(row["baselines"]) == {"blurry", "nearest"}
     assert row["ceiling"] is not None
-    assert any(r["method"] == "neuroclips, fused" for r in rows)
+    methods = {r["method"] for r in rows if r["space"] == "video" and r["metric"] == "SSIM"}
+    left_out = {f"neuroclips, {what}" for what in ("without keyframe", "without blurry video", "without caption")}
+    assert {"neuroclips, fused", "neuroclips, no brain", *left_out} <= methods
+    assert {r["metric"] for r in rows if r["space"] == "fusion"} >= {"accuracy", "balanced accuracy"}
+    if judge_is_here():
+        judged = next(
+            r for r in rows if r["space"] == JUDGE and r["method"] == "neuroclips" and r["metric"] == "pairwise"
+        )
+        assert judged["chance"] == 0.5
+        assert judged["floors"]["shuffled"] is not None
+        assert judged["ceiling"] is not None
+
+
+def test_left_out_guidance_is_left_out(run):
+    _, directory, _ = run
+    names = ("decoded", "without-keyframe", "without-blurry-video", "without-caption", "no-brain")
+    made = {name: read_arrays(directory / "generate" / f"{name}.safetensors")["videos"] for name in names}
+    whole = made["decoded"]
+    for name in names[1:]:
+        assert (made[name] != whole).any(axis=(1, 2, 3, 4)).all(), name
+    assert (made["no-brain"][0] != made["no-brain"][1]).any()  # each clip has its own noise
 
 
 def test_fused_clips_take_over_where_the_clip_before_ended(run):

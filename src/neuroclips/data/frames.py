@@ -208,7 +208,7 @@ def write_video(
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         # One thread and no macroblock tree: else x264 sometimes writes other bytes for the same frames.
-        stream.options = {"crf": "10", "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
+        stream.options = {"crf": "10", "preset": preset, "threads": "1", "mbtree": "0"}
         for frame in chain([first], rest):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.transpose(1, 2, 0)), format="rgb24")
             container.mux(stream.encode(picture))
