@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,13 +26,13 @@ from neuroclips.data.clips import Clips, TestClips
 from neuroclips.data.frames import write_clip_video, write_video
 from neuroclips.errors import RecipeError
 from neuroclips.evaluation.floors import shuffle_across_scenes
-from neuroclips.evaluation.seams import PixelDifferenceRule, continues_scene
+from neuroclips.evaluation.seams import PixelDifferenceRule
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.registry import resolve
 from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import FusionRecipe, Recipe, VideoRecipe
 from neuroclips.reconstructor import KEYFRAME, Reconstructor
-from neuroclips.shapes import Int
+from neuroclips.shapes import Float, Int
 from neuroclips.stages import ABLATIONS, load_targets, progress_bar
 from neuroclips.training.decoders import pick_device
 from neuroclips.video.fusion import SCENE_RULES, KnownScenes, SceneRule, chain_positions, following, fuse, join
@@ -67,7 +67,8 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     captions.json : of each condition. clips.json : the ids of the N clips. CONDITION/CLIP.mp4 : to watch, of what was
         decoded.
     fusion.safetensors : for each of the N clips, the clip before it (or -1), whether it was judged to continue that
-        clip's scene (and what the pixels of the blurry videos say), and its place in its chain.
+        clip's scene, and its place in its chain. decisions.safetensors : the judgements on all test clips that could be
+        judged (``clip``, their numbers), and what the pixels of the blurry videos say.
     """
     video = recipe.generate.video
     assert video is not None
@@ -76,12 +77,13 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     test = prepared.test.take(chosen)
     reconstructor = Reconstructor.load(run / "fit" / recipe.decoders.methods[-1], device=str(pick_device(video.device)))
     generator = reconstructor.neuroclips(video)
-    given = _conditions(run, recipe, reconstructor, prepared.test, chosen)
+    given = _conditions(run, recipe, reconstructor, prepared.test)
     captions: dict[str, list[str]] = {}
     with progress_bar(console) as report:
         made: dict[str, Guidance] = {}
         for name, guidance in given.items():
-            made[name] = imagine(generator, guidance, own / ".kept" / name, recipe.seed, report, name)
+            of_these = guidance.take(chosen)
+            made[name] = imagine(generator, of_these, own / ".kept" / name, recipe.seed, report, name)
             captions[name] = made[name].captions or []
             videos = show(generator, made[name], own / ".kept" / name, recipe.seed, report, name)
             _write(own / f"{name}.safetensors", made[name], videos)
@@ -93,17 +95,17 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
             _write(own / f"{name}.safetensors", made["decoded"], videos)
         generator.settings = video
         if video.fusion is not None:
-            seen = validation_guidance(run, recipe, reconstructor, generator, own / ".kept", report)
-            rule = scene_rule(run, reconstructor, video.fusion, seen)
-            rule.save(own)
-            before = following(test.segment, test.onset, test.t_r)
-            joined = rule.same_scene(embed(reconstructor, made["decoded"]), before)
+            scenes = learn_scenes(run, recipe, reconstructor, generator, own / ".kept", report)
+            scenes.rule.save(own)
+            before, joined, _ = scenes.judge(made["decoded"], test)
             positions = chain_positions(joined, before, video.fusion.limit)
-            latents = made["decoded"].latents
-            assert latents is not None
-            pixels = blurry_rule(run, generator.vae, seen).same_scene(generator.vae.decode(latents), before)
-            decisions = {"before": before, "joined": joined, "joined_by_pixels": pixels, "position": positions}
-            write_arrays(own / "fusion.safetensors", decisions)
+            write_arrays(own / "fusion.safetensors", {"before": before, "joined": joined, "position": positions})
+            # Tokens are there for every test clip, keyframes for the chosen ones.
+            all_of_them = video.fusion.compare == "tokens"
+            numbers = np.arange(len(prepared.test)) if all_of_them else chosen
+            judged = scenes.judge(given["decoded"] if all_of_them else made["decoded"], prepared.test.take(numbers))
+            decisions = dict(zip(("before", "joined", "joined_by_pixels"), judged))
+            write_arrays(own / "decisions.safetensors", {"clip": numbers, **decisions})
             known = _Known(generator, dict(zip(test.ids, decoded)), own / ".kept" / "fused", report)
             fused = fuse(known, made["decoded"], positions, before, seed=recipe.seed)
             _write(own / "fused.safetensors", made["decoded"], fused)
@@ -115,10 +117,8 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     return {"clips": len(test), "conditions": list(given), "weights": video_weights(recipe)}
 
 
-def _conditions(
-    run: Path, recipe: Recipe, reconstructor: Reconstructor, test: TestClips, chosen: np.ndarray
-) -> dict[str, Guidance]:
-    """The guidance of the chosen clips in every condition; all clips are decoded, as shuffles are over all of them."""
+def _conditions(run: Path, recipe: Recipe, reconstructor: Reconstructor, test: TestClips) -> dict[str, Guidance]:
+    """The guidance of all test clips in every condition."""
     assert recipe.generate.video is not None
     inputs = reconstructor.decoders.inputs(test, None)
     true = load_targets(run, "test")
@@ -130,7 +130,7 @@ def _conditions(
     for s in range(recipe.generate.video.shuffles):
         rng = np.random.default_rng(stable_seed(recipe.seed, "shuffled fMRI", s))
         found[f"shuffled-{s}"] = reconstructor.decode(inputs[shuffle_across_scenes(test.scene, rng)], test.ids)
-    return {name: guidance.take(chosen) for name, guidance in found.items()}
+    return found
 
 
 def imagine(
@@ -176,41 +176,55 @@ class _Known:
         return show(self.generator, guidance, self.kept, seed, self.report, "fused")
 
 
-def embed(reconstructor: Reconstructor, guidance: Guidance) -> np.ndarray:
-    """(N, P) CLIP summaries of the keyframes, by which fusion compares clips."""
-    assert guidance.keyframes is not None
-    images = (guidance.keyframes * 255).round().astype(np.uint8)
-    return Clip.load(reconstructor.clip, device=reconstructor.device).images(images)[1]
+@dataclass(frozen=True)
+class Scenes:
+    """Judges whether scenes go on, from what was decoded; ``pixel_rule`` is what the rule must beat."""
+
+    rule: SceneRule
+    pixel_rule: PixelDifferenceRule
+    compare: Literal["tokens", "keyframes"]
+    clip: Clip
+    vae: Vae
+
+    def embed(self, guidance: Guidance) -> Float[np.ndarray, "N P"]:
+        """What two clips are compared by."""
+        if self.compare == "tokens":
+            assert guidance.tokens is not None
+            return guidance.tokens.mean(axis=1)
+        assert guidance.keyframes is not None
+        return self.clip.images((guidance.keyframes * 255).round().astype(np.uint8))[1]
+
+    def judge(self, guidance: Guidance, clips: Clips) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each clip: the clip before it or -1; whether it continues its scene; the same by the pixel rule."""
+        before = following(clips.segment, clips.onset, clips.t_r)
+        assert guidance.latents is not None
+        by_pixels = self.pixel_rule.same_scene(self.vae.decode(guidance.latents), before)
+        return before, self.rule.same_scene(self.embed(guidance), before), by_pixels
 
 
-def validation_guidance(
+def learn_scenes(
     run: Path, recipe: Recipe, reconstructor: Reconstructor, generator: NeuroClipsGenerator, kept: Path, report: Report
-) -> Guidance:
-    """What was decoded from the validation fMRI, with keyframes: fusion chooses its threshold on it."""
-    validation = data.load_clips(run / "prepare").validation
-    seen = reconstructor.decode(reconstructor.decoders.inputs(validation, None), validation.ids)
-    return imagine(generator, seen, kept / "validation", recipe.seed, report, "validation")
-
-
-def scene_rule(run: Path, reconstructor: Reconstructor, settings: FusionRecipe, seen: Guidance) -> SceneRule:
-    """What decides whether a scene goes on: learnt from the training film, its threshold from validation fMRI."""
+) -> Scenes:
+    """Rules learnt from the training film, with thresholds from what was decoded of the validation fMRI."""
+    assert recipe.generate.video is not None
+    settings = recipe.generate.video.fusion or FusionRecipe()
     prepared = data.load_clips(run / "prepare")
-    train = prepared.train
-    film = Guidance(
-        train.ids, keyframes=np.asarray(train.frames[:, min(KEYFRAME, train.n_frames - 1)], np.float32) / 255
-    )
-    return SCENE_RULES[settings.rule]().fit(
-        KnownScenes.of(train, embed(reconstructor, film)),
-        KnownScenes.of(prepared.validation, embed(reconstructor, seen)),
-    )
-
-
-def blurry_rule(run: Path, vae: Vae, seen: Guidance) -> PixelDifferenceRule:
-    """The rule that fusion must beat, on blurry videos: its threshold is chosen on the same validation clips."""
-    clips = data.load_clips(run / "prepare").validation
-    before = following(clips.segment, clips.onset, clips.t_r)
+    train, validation = prepared.train, prepared.validation
+    seen = reconstructor.decode(reconstructor.decoders.inputs(validation, None), validation.ids)
+    film = Guidance(train.ids, tokens=np.asarray(load_targets(run, "train").tokens, np.float32))
+    if settings.compare == "keyframes":
+        seen = imagine(generator, seen, kept / "validation", recipe.seed, report, "validation")
+        shown = np.asarray(train.frames[:, min(KEYFRAME, train.n_frames - 1)], np.float32) / 255
+        film = replace(film, keyframes=shown)
+    scenes = Scenes(
+        SCENE_RULES[settings.rule](), PixelDifferenceRule(), settings.compare,
+        Clip.load(reconstructor.clip, device=reconstructor.device), generator.vae,
+    )  # fmt: skip
+    known = KnownScenes.of(validation, scenes.embed(seen))
+    scenes.rule.fit(KnownScenes.of(train, scenes.embed(film)), known)
     assert seen.latents is not None
-    return PixelDifferenceRule().fit(vae.decode(seen.latents), before, continues_scene(clips.scene, before))
+    scenes.pixel_rule.fit(generator.vae.decode(seen.latents), known.before, known.same)
+    return scenes
 
 
 def continuous(run: Path, recipe: Recipe, segment: str, console: Console) -> Path:
@@ -238,11 +252,9 @@ def continuous(run: Path, recipe: Recipe, segment: str, console: Console) -> Pat
     )
     kept = own / ".kept" / f"{segment}-{key[:16]}"
     with progress_bar(console) as report:
-        seen = validation_guidance(run, recipe, reconstructor, generator, kept, report)
-        rule = scene_rule(run, reconstructor, video.fusion or FusionRecipe(), seen)
+        scenes = learn_scenes(run, recipe, reconstructor, generator, kept, report)
         guidance = imagine(generator, guidance, kept / segment, recipe.seed, report, segment)
-        before = following(test.segment[clips], test.onset[clips], test.t_r)
-        joined = rule.same_scene(embed(reconstructor, guidance), before)
+        before, joined, _ = scenes.judge(guidance, test.take(clips))
         alone = show(generator, guidance, kept / segment, recipe.seed, report, segment)
         known = _Known(generator, dict(zip(guidance.ids, alone)), kept / "fused", report)
         videos = fuse(known, guidance, chain_positions(joined, before, None), before, seed=recipe.seed)

@@ -123,6 +123,9 @@ class DecodersRecipe(_Part):
 class FusionRecipe(_Part):
     """Multi-fMRI fusion: consecutive clips of one scene become one longer video (paper section 3.4)."""
 
+    compare: Literal["tokens", "keyframes"] = Field(
+        "tokens", description="what two clips are compared by: decoded tokens, or CLIP summaries of their keyframes"
+    )
     rule: Literal["similarity", "classifier"] = Field("similarity", description="what decides that a scene goes on")
     limit: int | None = Field(3, ge=1, description="clips a chain (3 in the paper: 6 s); null joins whole scenes")
 

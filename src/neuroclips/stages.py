@@ -369,23 +369,24 @@ def _score_generated(
 def _score_fusion(run: Path, recipe: Recipe, test: Clips) -> list[Score]:
     """Whether fusion joined the right clips, and how far the picture jumps where it did, with and without it."""
     made = run / "generate"
-    if recipe.generate.video is None or not (made / "fusion.safetensors").exists():
+    if recipe.generate.video is None or recipe.generate.video.fusion is None:
         return []
-    decided = {name: np.array(array) for name, array in read_arrays(made / "fusion.safetensors").items()}
+    decided = {name: np.array(array) for name, array in read_arrays(made / "decisions.safetensors").items()}
+    judged, before = test.take(decided["clip"]), decided["before"]
+    rows = decision_scores(
+        recipe.generate.video.fusion.compare, decided["joined"], continues_scene(judged.scene, before),
+        before=before, block=judged.scene, baselines={"pixel difference": decided["joined_by_pixels"]},
+        draws=recipe.evaluate.bootstrap, seed=recipe.seed,
+    )  # fmt: skip
     number = {clip: i for i, clip in enumerate(test.ids)}
     of_these = test.take(np.array([number[clip] for clip in read_json(made / "clips.json")]))
-    before = decided["before"]
-    same = continues_scene(of_these.scene, before)
-    rows = decision_scores(
-        "keyframes", decided["joined"], same, before=before, block=of_these.scene,
-        baselines={"pixel difference": decided["joined_by_pixels"]}, draws=recipe.evaluate.bootstrap, seed=recipe.seed,
-    )  # fmt: skip
+    chains = {name: np.array(array) for name, array in read_arrays(made / "fusion.safetensors").items()}
     alone, fused = (read_arrays(made / f"{name}.safetensors")["videos"] for name in ("decoded", "fused"))
-    if (decided["position"] > 0).any():
+    if (chains["position"] > 0).any():
         rows.append(
             seam_score(
-                "neuroclips, fused", fused, {"without fusion": alone}, of_these.frames, before,
-                decided["position"] > 0, block=of_these.scene, draws=recipe.evaluate.bootstrap, seed=recipe.seed,
+                "neuroclips, fused", fused, {"without fusion": alone}, of_these.frames, chains["before"],
+                chains["position"] > 0, block=of_these.scene, draws=recipe.evaluate.bootstrap, seed=recipe.seed,
             )
         )  # fmt: skip
     return [row for row in rows if np.isfinite(row.value)]

@@ -107,6 +107,27 @@ def test_fused_clips_take_over_where_the_clip_before_ended(run):
     assert (fusion["before"][fusion["position"] > 0] >= 0).all()
 
 
+@pytest.mark.parametrize("compare", ["tokens", "keyframes"])
+def test_scenes_are_judged_on_what_can_be_compared(tiny_run, settings, run, tmp_path, compare):
+    _, directory, _ = run
+    if compare == "keyframes":
+        directory = copied(tiny_run.directory, tmp_path / "run")
+        changes = {**settings["generate.video"], "ablations": False, "fusion": {"compare": "keyframes", "limit": None}}
+        walk(load_recipe("smoke", {**CHANGES, "generate.video": changes}), directory)
+    made = directory / "generate"
+    decided, fusion = (read_arrays(made / f"{name}.safetensors") for name in ("decisions", "fusion"))
+    assert len(decided["clip"]) == (20 if compare == "tokens" else 14)
+    test = load_clips(directory / "prepare").test
+    number = {clip: i for i, clip in enumerate(test.ids)}
+    chosen = [number[clip] for clip in json.loads((made / "clips.json").read_text())]
+    joined = dict(zip(decided["clip"].tolist(), decided["joined"].tolist()))
+    assert [joined[c] for c in chosen] == fusion["joined"].tolist()
+    assert (decided["before"] == -1).sum() == 2  # the first clips of two segments
+    rows = json.loads((directory / "scores.json").read_text())
+    rows = rows["scores"] if isinstance(rows, dict) else rows
+    assert {r["method"] for r in rows if r["space"] == "fusion" and r["metric"] == "accuracy"} == {compare}
+
+
 def test_a_killed_generation_goes_on_with_the_clip_it_was_at(tiny_run, settings, run, tmp_path):
     directory = copied(tiny_run.directory, tmp_path / "run")
     changes = {**CHANGES, **settings}

@@ -15,7 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from neuroclips.artefacts import stable_seed
 from neuroclips.errors import ArtefactError, DataError
-from neuroclips.pretrained.registry import resolve
+from neuroclips.pretrained.registry import quietly, resolve
 from neuroclips.shapes import Float, Float32
 
 
@@ -100,16 +100,14 @@ class KeyframeGenerator(DiffusionPipeline):
         vae : used, and moved to ``device``, where the folder has none of its own.
         dtype : of the UNet (None: float32); the VAE stays in float32.
         """
-        from diffusers.utils import logging
-
-        logging.disable_progress_bar()
         folder = resolve(name_or_folder, "keyframe", holds="model_index.json")
         own = (folder / "vae").is_dir()
         try:
-            generator = cls.from_pretrained(
-                str(folder), torch_dtype={"unet": dtype or torch.float32, "default": torch.float32},
-                local_files_only=True, use_safetensors=True, **({} if own or vae is None else {"vae": vae}),
-            )  # fmt: skip
+            with quietly():
+                generator = cls.from_pretrained(
+                    str(folder), torch_dtype={"unet": dtype or torch.float32, "default": torch.float32},
+                    local_files_only=True, use_safetensors=True, **({} if own or vae is None else {"vae": vae}),
+                )  # fmt: skip
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{folder}: cannot be read as a keyframe generator ({error})") from error
         if generator.vae is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,3 +27,14 @@ def resolve(name_or_folder: str | Path, kind: str, holds: str = "config.json") -
         layout = "" if holds.endswith(".safetensors") else " in diffusers/transformers layout"
         raise ArtefactError(f"{folder}: no {holds}; expected 'mini' or a folder of {kind} weights{layout}")
     return folder
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Load a diffusers pipeline without its bars (of files of a second or two) and its talk of renamed keywords."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

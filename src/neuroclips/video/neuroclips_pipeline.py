@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from neuroclips.errors import ArtefactError, NeuroClipsError
 from neuroclips.pretrained.clip import Clip
-from neuroclips.pretrained.registry import resolve
+from neuroclips.pretrained.registry import quietly, resolve
 from neuroclips.pretrained.vae import Vae
 from neuroclips.shapes import UInt8
 from neuroclips.video.alpha import StartMode, at_frames, place
@@ -115,16 +115,14 @@ class NeuroClipsPipeline(DiffusionPipeline):
         vae, clip : the run's own; they stand in for a VAE and a text encoder that the folder lacks, in their own
             precision. dtype : of the folder's weights; None is float32.
         """
-        from diffusers.utils import logging
-
-        logging.disable_progress_bar()
         folder = resolve(name_or_folder, "video", holds="model_index.json")
         shared = {"vae": vae.model, "text_encoder": clip.model.text_model, "tokenizer": clip.tokenizer}
         given = {name: part for name, part in shared.items() if not (folder / name).is_dir()}
         try:
-            pipeline = cls.from_pretrained(
-                folder, torch_dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, **given
-            )
+            with quietly():
+                pipeline = cls.from_pretrained(
+                    folder, torch_dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, **given
+                )
         except (OSError, ValueError) as error:
             raise ArtefactError(f"{folder}: cannot be read as a video pipeline ({error})") from error
         pipeline.set_progress_bar_config(disable=True)
