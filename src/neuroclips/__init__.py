@@ -9,6 +9,7 @@ _HOMES = {
     "Clips": "data.clips",
     "Guidance": "video.guidance",
     "NeuralDecoders": "training.decoders",
+    "NeuroClipsPipeline": "video.neuroclips_pipeline",
     "Reconstructor": "reconstructor",
     "RidgeDecoders": "decoders.ridge",
     "load_clips": "data.prepare",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from neuroclips.reconstructor import Reconstructor as Reconstructor
     from neuroclips.training.decoders import NeuralDecoders as NeuralDecoders
     from neuroclips.video.guidance import Guidance as Guidance
+    from neuroclips.video.neuroclips_pipeline import NeuroClipsPipeline as NeuroClipsPipeline
 
 
 def __getattr__(name: str) -> Any:

@@ -153,7 +153,7 @@ def test_the_page_says_how_many_were_judged_joined_and_judged_right(run):
     assert "right" not in said
     right = Score("accuracy", "keyframes", 0.75, 12, 3.0, 0, chance=0.5, space="fusion", unit="share")
     said = exhibits(directory / "generate", test, gallery, [right])[1].text
-    assert "Of the judgements 75.0 % are right; always the more frequent answer would be for 50.0 %." in said
+    assert "judgements on test clips 75.0 % are right; always the more frequent answer would be for 50.0 %." in said
 
 
 def test_scores_of_fusion_are_on_the_page_and_other_repeats_are_not(run):

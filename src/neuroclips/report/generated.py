@@ -142,4 +142,7 @@ def _decisions(fusion: Mapping[str, np.ndarray], scores: Sequence[Score]) -> str
     if right is None:
         return f"{said}."
     value, chance = (format_value(v, right.unit) for v in (right.value, right.chance))
-    return f"{said}. Of the judgements {value} are right; always the more frequent answer would be for {chance}."
+    return (
+        f"{said}. Of {right.n} judgements on test clips {value} are right; always the more frequent answer would be "
+        f"for {chance}."
+    )
