@@ -32,6 +32,8 @@ def test_changes_are_laid_over():
         ({"film.unseen_things": 0.7, "film.new_places": 0.5}, r"film: .*at most 1 together"),
         ({"brain.subject": 2}, r"brain\.subject 2 .*data\.subject 1"),
         ({"ridge.alphas": [1, 0]}, r"ridge\.alphas\.1: .*greater than 0"),
+        ({"generate.video.keyframe_index": 16}, r"generate\.video: .*keyframe_index 16; expected a frame of 0 to 15"),
+        ({"generate.video.strength": 1.5}, r"generate\.video\.strength: .*less than or equal to 1"),
         ({"data.root": "scans"}, "either 'film'.*or 'data.root'"),
     ],
 )

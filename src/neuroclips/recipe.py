@@ -165,6 +165,12 @@ class VideoRecipe(_Part):
     offload: bool = Field(False, description="keep only the model at work on the GPU")
     fusion: FusionRecipe | None = None
 
+    @model_validator(mode="after")
+    def _keyframe_is_in_the_video(self) -> VideoRecipe:
+        if not -self.frames <= self.keyframe_index < self.frames:
+            raise ValueError(f"keyframe_index {self.keyframe_index}; expected a frame of 0 to {self.frames - 1}")
+        return self
+
 
 class GenerateRecipe(_Part):
     """Which generators turn guidance into videos, from how many averaged test repeats."""
