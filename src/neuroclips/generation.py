@@ -97,15 +97,15 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
         if video.fusion is not None:
             scenes = learn_scenes(run, recipe, reconstructor, generator, own / ".kept", report)
             scenes.rule.save(own)
-            before, joined, _ = scenes.judge(made["decoded"], test)
+            judged = scenes.judge(made["decoded"], test)
+            before, joined = judged["before"], judged["joined"]
             positions = chain_positions(joined, before, video.fusion.limit)
             write_arrays(own / "fusion.safetensors", {"before": before, "joined": joined, "position": positions})
             # Tokens are there for every test clip, keyframes for the chosen ones.
             all_of_them = video.fusion.compare == "tokens"
             numbers = np.arange(len(prepared.test)) if all_of_them else chosen
             judged = scenes.judge(given["decoded"] if all_of_them else made["decoded"], prepared.test.take(numbers))
-            decisions = dict(zip(("before", "joined", "joined_by_pixels"), judged))
-            write_arrays(own / "decisions.safetensors", {"clip": numbers, **decisions})
+            write_arrays(own / "decisions.safetensors", {"clip": numbers, **judged})
             known = _Known(generator, dict(zip(test.ids, decoded)), own / ".kept" / "fused", report)
             fused = fuse(known, made["decoded"], positions, before, seed=recipe.seed)
             _write(own / "fused.safetensors", made["decoded"], fused)
@@ -194,12 +194,21 @@ class Scenes:
         assert guidance.keyframes is not None
         return self.clip.images((guidance.keyframes * 255).round().astype(np.uint8))[1]
 
-    def judge(self, guidance: Guidance, clips: Clips) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each clip: the clip before it or -1; whether it continues its scene; the same by the pixel rule."""
+    def judge(self, guidance: Guidance, clips: Clips) -> dict[str, np.ndarray]:
+        """Of each clip: the clip ``before`` it or -1; whether it is ``joined`` to it, and from which ``evidence``.
+
+        ``joined_by_pixels`` and ``pixel_evidence`` are the pixel rule's.
+        """
         before = following(clips.segment, clips.onset, clips.t_r)
         assert guidance.latents is not None
-        by_pixels = self.pixel_rule.same_scene(self.vae.decode(guidance.latents), before)
-        return before, self.rule.same_scene(self.embed(guidance), before), by_pixels
+        blurry, embeddings = self.vae.decode(guidance.latents), self.embed(guidance)
+        return {
+            "before": before,
+            "joined": self.rule.same_scene(embeddings, before),
+            "evidence": self.rule.evidence(embeddings, before),
+            "joined_by_pixels": self.pixel_rule.same_scene(blurry, before),
+            "pixel_evidence": self.pixel_rule.evidence(blurry, before),
+        }
 
 
 def learn_scenes(
@@ -254,7 +263,8 @@ def continuous(run: Path, recipe: Recipe, segment: str, console: Console) -> Pat
     with progress_bar(console) as report:
         scenes = learn_scenes(run, recipe, reconstructor, generator, kept, report)
         guidance = imagine(generator, guidance, kept / segment, recipe.seed, report, segment)
-        before, joined, _ = scenes.judge(guidance, test.take(clips))
+        judged = scenes.judge(guidance, test.take(clips))
+        before, joined = judged["before"], judged["joined"]
         alone = show(generator, guidance, kept / segment, recipe.seed, report, segment)
         known = _Known(generator, dict(zip(guidance.ids, alone)), kept / "fused", report)
         videos = fuse(known, guidance, chain_positions(joined, before, None), before, seed=recipe.seed)

@@ -376,6 +376,7 @@ def _score_fusion(run: Path, recipe: Recipe, test: Clips) -> list[Score]:
     rows = decision_scores(
         recipe.generate.video.fusion.compare, decided["joined"], continues_scene(judged.scene, before),
         before=before, block=judged.scene, baselines={"pixel difference": decided["joined_by_pixels"]},
+        evidence=decided["evidence"], baseline_evidence={"pixel difference": decided["pixel_evidence"]},
         draws=recipe.evaluate.bootstrap, seed=recipe.seed,
     )  # fmt: skip
     number = {clip: i for i, clip in enumerate(test.ids)}

@@ -1,8 +1,17 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_score, recall_score, roc_curve
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
 
 from neuroclips.errors import DataError
+from neuroclips.evaluation import seams as seams_module
+from neuroclips.evaluation.intervals import SceneBootstrap
 from neuroclips.evaluation.seams import (
     PixelDifferenceRule,
     choose_threshold,
@@ -229,3 +238,31 @@ def test_seam_score_is_the_mean_jump_beside_the_same_joins_made_otherwise():
     assert row.beats("alone")
     with pytest.raises(DataError, match="no clips are joined"):
         seam_score("fused", smooth, {}, film, before, ~joined & joined, block=block)
+
+
+def test_area_under_the_curve_is_sklearns_and_its_draws_are_of_whole_scenes():
+    rng = np.random.default_rng(3)
+    scene = np.repeat(np.arange(9), rng.integers(2, 6, 9))
+    n = len(scene)
+    before = np.arange(n) - 1
+    same = continues_scene(scene, before)
+    evidence = np.round(same + rng.normal(size=n), 1)  # with ties
+    evidence[0] = np.nan
+    other = -evidence
+    joined = evidence > 0.5
+    rows = decision_scores(
+        "planted", joined, same, before=before, block=scene, baselines={"worse": ~joined}, evidence=evidence,
+        baseline_evidence={"worse": other}, draws=400,
+    )  # fmt: skip
+    (row,) = (r for r in rows if r.metric == "AUC")
+    assert row.value == pytest.approx(roc_auc_score(same[1:], evidence[1:]))
+    assert row.baselines["worse"] == pytest.approx(1 - row.value)
+    assert row.chance == 0.5
+    boot = SceneBootstrap(scene[1:], 400, 0)
+    by_hand = []
+    for times in boot.times[:50]:
+        weight = times[boot.block]
+        if weight[same[1:]].any() and weight[~same[1:]].any():
+            by_hand.append(roc_auc_score(same[1:], evidence[1:], sample_weight=weight))
+    draws = seams_module._area_under_curve(boot, evidence[1:], ~same[1:]).draws[:50]
+    np.testing.assert_allclose(draws[np.isfinite(draws)], by_hand)

@@ -46,7 +46,7 @@ def own_recipe(tiny_run, root, path):
 
 
 def test_commands():
-    stages = {"simulate", "prepare", "targets", "fit", "reconstruct", "evaluate", "report"}
+    stages = {"simulate", "prepare", "targets", "fit", "reconstruct", "generate", "evaluate", "report"}
     assert set(COMMANDS) == stages | {"run", "demo", "recipes", "version"}
 
 

@@ -71,9 +71,13 @@ class PixelDifferenceRule:
         self.threshold_ = choose_threshold(-pixel_difference(videos, before), same)
         return self
 
+    def evidence(self, videos: Videos, before: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
+        """How much speaks for the same scene; NaN where there is no clip before."""
+        return -pixel_difference(videos, before)
+
     def same_scene(self, videos: Videos, before: Int[np.ndarray, " B"]) -> Bool[np.ndarray, " B"]:
         """Whether each clip continues the clip before it."""
-        return -pixel_difference(videos, before) > self.threshold_
+        return self.evidence(videos, before) > self.threshold_
 
 
 def pixel_difference(videos: Videos, before: Int[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
@@ -168,6 +172,8 @@ def decision_scores(
     before: Int[np.ndarray, " B"],
     block: Int[np.ndarray, " B"],
     baselines: Mapping[str, Bool[np.ndarray, " B"]] | None = None,
+    evidence: Float[np.ndarray, " B"] | None = None,
+    baseline_evidence: Mapping[str, Float[np.ndarray, " B"]] | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> list[Score]:
@@ -177,6 +183,8 @@ def decision_scores(
     balanced accuracy : mean of the shares of right decisions among continued scenes and among cuts; chance 0.5.
     cut precision, cut recall : share of cuts among decided cuts, and of decided cuts among cuts. Chance decides at
         random, as often for a cut as the method does.
+    AUC : share of (cut, continued scene) pairs in which the cut has less ``evidence`` for the same scene: what the
+        evidence is worth, whatever the threshold. Only with evidence; chance 0.5.
 
     What has no cases (the recall of a film without cuts) is NaN.
 
@@ -185,6 +193,7 @@ def decision_scores(
     joined, same : the decision and the truth; see ``continues_scene``.
     block : what the bootstrap draws whole: the scene, or the segment, of each clip.
     baselines : decisions of simpler rules, such as ``PixelDifferenceRule``; ``differences`` are paired.
+    evidence, baseline_evidence : what the decisions were made from.
 
     Raises ``DataError`` when no clip follows another.
     """
@@ -192,19 +201,26 @@ def decision_scores(
     if not pairs.any():
         raise DataError(f"none of {len(before)} clips follows another; there is no decision to score")
     boot, cut = SceneBootstrap(block[pairs], draws, seed), ~same[pairs]
-    found = _decision_metrics(boot, ~joined[pairs], cut)
-    beside = {name: _decision_metrics(boot, ~other[pairs], cut) for name, other in (baselines or {}).items()}
+
+    def metrics(decided: np.ndarray, by: np.ndarray | None) -> dict[str, Resampled]:
+        found = _decision_metrics(boot, ~decided[pairs], cut)
+        return found if by is None else {**found, "AUC": _area_under_curve(boot, by[pairs], cut)}
+
+    found = metrics(joined, evidence)
+    by = baseline_evidence or {}
+    beside = {name: metrics(other, by.get(name)) for name, other in (baselines or {}).items()}
     share, decided_share = float(cut.mean()), float((~joined[pairs]).mean())
     chance = {
         "accuracy": max(share, 1 - share),
         "balanced accuracy": 0.5,
         "cut precision": share,
         "cut recall": decided_share,
+        "AUC": 0.5,
     }
     rows = []
     for metric, value in found.items():
         low, high = boot.interval(value.draws) or (None, None)
-        others = {name: metrics[metric] for name, metrics in beside.items()}
+        others = {name: theirs[metric] for name, theirs in beside.items() if metric in theirs}
         differences = {name: boot.interval(value.draws - other.draws) for name, other in others.items()}
         rows.append(
             Score(
@@ -220,7 +236,7 @@ def decision_scores(
                 baselines={name: other.value for name, other in others.items()},
                 differences={name: ends for name, ends in differences.items() if ends is not None},
                 space="fusion",
-                unit="share",
+                unit="" if metric == "AUC" else "share",
                 note=f"does a clip continue the one before? {int(cut.sum())} cuts among {int(pairs.sum())} pairs",
             )
         )
@@ -243,3 +259,14 @@ def _decision_metrics(boot: SceneBootstrap, decided: np.ndarray, cut: np.ndarray
             "cut recall": recall,
         }
     return {name: Resampled(float(v[0]), v[1:]) for name, v in values.items()}
+
+
+def _area_under_curve(boot: SceneBootstrap, evidence: np.ndarray, cut: np.ndarray) -> Resampled:
+    """AUC of ``evidence`` (N,) for continued scenes against cuts, ties by half; over all pairs and over each draw."""
+    wins = (evidence[cut, None] < evidence[~cut]) + 0.5 * (evidence[cut, None] == evidence[~cut])
+    scenes = np.eye(boot.n_scenes)[boot.block]  # (N, scenes)
+    won = scenes[cut].T @ wins @ scenes[~cut]  # by the scene of the cut and that of the continued clip
+    times = np.concatenate([np.ones((1, boot.n_scenes), int), boot.times])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        area = ((times @ won) * times).sum(axis=1) / ((times @ scenes[cut].sum(0)) * (times @ scenes[~cut].sum(0)))
+    return Resampled(float(area[0]), area[1:])
