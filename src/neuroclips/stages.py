@@ -317,6 +317,12 @@ def _score_decoded(
     return parts
 
 
+def _with_video(run: Path, test: Clips) -> np.ndarray:
+    """(N,) numbers of the test clips that got a generated video."""
+    number = {clip: i for i, clip in enumerate(test.ids)}
+    return np.array([number[clip] for clip in read_json(run / "generate" / "clips.json")])
+
+
 def _score_generated(
     run: Path, recipe: Recipe, test: Clips, train: Clips, still: dict[str, np.ndarray], shared: dict[str, Any],
     n_repeats: int,
@@ -325,9 +331,7 @@ def _score_generated(
 
     Pixels and motion; and identification by an outside judge, where that is installed.
     """
-    made = run / "generate"
-    number = {clip: i for i, clip in enumerate(test.ids)}
-    rows = np.array([number[clip] for clip in read_json(made / "clips.json")])
+    made, rows = run / "generate", _with_video(run, test)
     of_these = test.take(rows)
 
     def videos(condition: str) -> np.ndarray:
@@ -379,8 +383,7 @@ def _score_fusion(run: Path, recipe: Recipe, test: Clips) -> list[Score]:
         evidence=decided["evidence"], baseline_evidence={"pixel difference": decided["pixel_evidence"]},
         draws=recipe.evaluate.bootstrap, seed=recipe.seed,
     )  # fmt: skip
-    number = {clip: i for i, clip in enumerate(test.ids)}
-    of_these = test.take(np.array([number[clip] for clip in read_json(made / "clips.json")]))
+    of_these = test.take(_with_video(run, test))
     chains = {name: np.array(array) for name, array in read_arrays(made / "fusion.safetensors").items()}
     alone, fused = (read_arrays(made / f"{name}.safetensors")["videos"] for name in ("decoded", "fused"))
     if (chains["position"] > 0).any():
