@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from neuroclips import generation, stages
+from neuroclips import generation, scoring, stages
 from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json, written_aside
 from neuroclips.errors import ArtefactError
 from neuroclips.recipe import Recipe
@@ -82,7 +82,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             lambda r: [r.generate.video, generation.video_weights(r), r.seed],
         ),
         Stage("observe", stages.observe, ("simulate", "prepare"), lambda r: [r.generate.test_repeats]),
-        Stage("evaluate", stages.evaluate, scores, lambda r: [r.evaluate, r.seed], format=2),
+        Stage("evaluate", scoring.evaluate, scores, lambda r: [r.evaluate, r.seed], format=2),
         Stage("report", stages.report, ("evaluate", *scores), lambda r: [r.name, r.description]),
     ]
     return [s for s in stages_ if present.get(s.name, True)]
