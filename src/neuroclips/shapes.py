@@ -7,6 +7,6 @@ Images at every boundary: RGB, channels first, uint8 in [0, 255] or float in [0,
 Annotations are checked when tests run (``tests/conftest.py`` installs the checker) and cost nothing otherwise.
 """
 
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 
-__all__ = ["Bool", "Float", "Float32", "Int", "UInt8"]
+__all__ = ["Bool", "Float", "Float32", "Float64", "Int", "UInt8"]
