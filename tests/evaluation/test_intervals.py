@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from neuroclips.errors import DataError
-from neuroclips.evaluation.intervals import SceneBootstrap, n_effective, permutation_p_value
+from neuroclips.evaluation.intervals import SceneBootstrap, n_effective, rare_share_interval
 
 
 def test_interval_agrees_with_t_for_independent_scenes():
@@ -65,6 +65,16 @@ def test_effective_n_matches_the_variance_of_a_mean_of_copied_clips():
     assert 1 / means.var() == pytest.approx(n_effective(scene), rel=0.05)
 
 
-def test_p_value():
-    assert permutation_p_value(3.0, np.array([1.0, 2, 3, 4])) == 3 / 5
-    assert permutation_p_value(9.0, np.zeros(99)) == 0.01
+def test_rare_successes_get_a_score_interval():
+    scene = np.arange(30)
+    values = np.zeros(30)
+    for hits in range(4):
+        values[:hits] = 1
+        expected = stats.binomtest(hits, 30).proportion_ci(method="wilson")
+        assert rare_share_interval(values, scene) == pytest.approx(tuple(expected), abs=1e-9)
+        assert rare_share_interval(1 - values, scene) == pytest.approx((1 - expected[1], 1 - expected[0]), abs=1e-9)
+    values[:5] = 1
+    assert rare_share_interval(values, scene) is None  # five scenes: the bootstrap takes over
+    assert rare_share_interval(np.zeros(30), np.zeros(30, int)) is None  # one scene says nothing of others
+    copies = rare_share_interval(np.zeros((2, 60)), np.repeat(scene, 2))
+    assert copies == pytest.approx(tuple(stats.binomtest(0, 60).proportion_ci(method="wilson")), abs=1e-9)

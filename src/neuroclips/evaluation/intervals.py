@@ -108,9 +108,32 @@ def n_effective(scene: Int[np.ndarray, " B"]) -> float:
     return float(counts.sum() ** 2 / (counts**2).sum())
 
 
-def permutation_p_value(observed: float, null: Float[np.ndarray, " N"]) -> float:
-    """One-sided p = (1 + number of null values at or above the observed) / (1 + N); never zero.
+ENOUGH = 5  # scenes with a success, and as many with a failure, for the bootstrap of a share to be trusted
 
-    Phipson and Smyth (2010, Stat. Appl. Genet. Mol. Biol. 9:39).
+
+def rare_share_interval(
+    values: Float[np.ndarray, "*S B"], scene: Int[np.ndarray, " B"], level: float = 0.95
+) -> tuple[float, float] | None:
+    """Wilson's score interval of a share, where successes (or failures) are too rare to resample; None where not.
+
+    A bootstrap of no success at all says [0, 0]. With fewer than ``ENOUGH`` scenes that hold a success, or a failure,
+    the share p is taken as that of n independent trials, n being Kish's number of scenes for each of S pooled rows:
+    (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), Wilson 1927. Rather too wide than too narrow.
+
+    Parameters
+    ----------
+    values : (B,) or (S, B) in [0, 1]: did a clip succeed, or with what probability.
+
+    >>> low, high = rare_share_interval(np.zeros(30), np.arange(30))
+    >>> low, round(high, 3)
+    (0.0, 0.114)
     """
-    return float((1 + np.count_nonzero(null >= observed)) / (1 + len(null)))
+    values = np.atleast_2d(values)
+    block = np.unique(scene, return_inverse=True)[1]
+    held = [len(np.unique(np.tile(block, (len(values), 1))[side])) for side in (values > 0, values < 1)]
+    if min(held) >= ENOUGH or block.max(initial=0) == 0:
+        return None
+    p, n, z = float(values.mean()), n_effective(scene) * len(values), float(stats.norm.isf((1 - level) / 2))
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
