@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from neuroclips import __version__
-from neuroclips.errors import NeuroClipsError, RecipeError
+from neuroclips.errors import DataError, NeuroClipsError, RecipeError
 from neuroclips.recipe import load_recipe, named_recipes
 
 app = typer.Typer(
@@ -145,6 +145,120 @@ def reconstruct(
     with _interruptible():
         path = generation.continuous(out or Path("runs") / loaded.name, loaded, segment, Console(stderr=True))
     typer.echo(f"{path}\n{path.with_name(f'{segment}-beside.mp4')}")
+
+
+@app.command(
+    epilog="Examples: `neuroclips score --truth film/ --pred mine/`   "
+    "`neuroclips score --truth gt.pt --pred ours=a.pt --pred theirs=b.pt --ceiling ceiling.pt --legacy`"
+)
+def score(
+    truth: Annotated[Path, typer.Option(help="the film: a folder of videos, or one array of all clips")],
+    pred: Annotated[list[str], typer.Option(help="a method's videos, FOLDER or NAME=FOLDER; may be given again")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for scores.json, tables and the page")] = Path(
+        "scores"
+    ),
+    floor: Annotated[
+        list[str] | None, typer.Option(help="videos made without the brain, NAME=FOLDER", show_default=False)
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="videos of a simpler method, NAME=FOLDER", show_default=False)
+    ] = None,
+    ceiling: Annotated[Path | None, typer.Option(help="videos of the best reachable reconstruction")] = None,
+    training: Annotated[Path | None, typer.Option(help="training film, for the mean frame; default: the truth")] = None,
+    clips: Annotated[
+        Path | None, typer.Option(help="table (.tsv, .csv) with columns clip, segment, onset, scene")
+    ] = None,
+    scenes: Annotated[
+        str, typer.Option(help="detect: cuts in the clips' order; each: every clip is a scene")
+    ] = "detect",
+    clip_seconds: Annotated[float, typer.Option(min=0.01, help="how long a clip lasts")] = 2.0,
+    exclude_seconds: Annotated[float, typer.Option(min=0, help="neighbours this near are no distractors")] = 10.0,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="outside network that looks at the videos: a name or a folder; 'none' for none"),
+    ] = None,
+    looks: Annotated[int, typer.Option(min=0, help="frames a judge looks at in a clip; 0 is all")] = 3,
+    shuffles: Annotated[int, typer.Option(min=1, help="shuffles across scenes for the floor")] = 2,
+    bootstrap: Annotated[int, typer.Option(min=100, help="draws for the 95 % intervals")] = 1000,
+    layout: Annotated[str, typer.Option(help="axes of arrays: auto, BFCHW, BCFHW or BFHWC")] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    legacy: Annotated[bool, typer.Option("--legacy", help="also the numbers that the field prints")] = False,
+) -> None:
+    """Score anybody's videos against the film, beside floors; needs no recipe and no model of ours.
+
+    MP4, GIF, folders of PNG frames, NPY, or tensors (.pt) of shape (clips, frames, C, H, W) or (clips, C, frames, H,
+    W). Sizes are brought to the truth's; of two frame rates, the frames nearest in time are compared.
+    """
+    from rich.console import Console
+
+    from neuroclips import folders
+    from neuroclips.data.videos import VideoSource, open_videos
+    from neuroclips.evaluation.judges import JUDGE, judges_here
+    from neuroclips.evaluation.table import rich_table
+    from neuroclips.stages import progress_bar
+
+    if layout not in ("auto", "BFCHW", "BCFHW", "BFHWC"):
+        raise DataError(f"--layout {layout!r}; expected auto, BFCHW, BCFHW or BFHWC")
+    if scenes not in ("detect", "each"):
+        raise DataError(f"--scenes {scenes!r}; expected detect or each")
+    console = Console(stderr=True)
+
+    def opened(path: Path) -> VideoSource:
+        source = open_videos(path, layout=layout)  # type: ignore[arg-type]
+        for warning in source.warnings:
+            console.print(f"[yellow]warning[/yellow] {path}: {warning}")
+        return source
+
+    def named(given: list[str] | None) -> dict[str, VideoSource]:
+        pairs = [folders.named_source(each, opened) for each in given or []]
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise DataError(f"{', '.join(given or [])}: two folders of one name; give NAME=FOLDER")
+        return dict(pairs)
+
+    judges = [name for name in judge or judges_here([JUDGE]) if name != "none"]
+    with _interruptible():
+        question = folders.ask(
+            opened(truth), named(pred), floors=named(floor), baselines=named(baseline),
+            ceiling=None if ceiling is None else opened(ceiling),
+            training=None if training is None else opened(training),
+        )  # fmt: skip
+        if clips is not None:
+            places = folders.read_places(clips, question.truth.names)
+        else:
+            places = folders.find_places(question.truth, clip_seconds, scenes)  # type: ignore[arg-type]
+        with progress_bar(console) as report:
+            scored = folders.score_to_folder(
+                question, places, out, judges=judges, clip_seconds=clip_seconds, looks=looks or None, shuffles=shuffles,
+                exclude_seconds=exclude_seconds, draws=bootstrap, seed=seed, legacy=legacy, report=report,
+            )  # fmt: skip
+    Console().print(rich_table([row for row in scored.scores if not row.control]))
+    typer.echo(f"{places.said}\nscores  {out / 'scores.json'}\nreport  {out / 'report.html'}")
+
+
+@app.command(
+    epilog="Examples: `neuroclips audit runs/demo`   `neuroclips audit runs/subject1 runs/subject2 --out audit`"
+)
+def audit(
+    runs: Annotated[list[Path], typer.Argument(help="run directories with prepared data", metavar="RUN...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder for the findings; default RUN/audit", show_default=False)
+    ] = None,
+) -> None:
+    """Check prepared data before believing scores: copies, shifts, film in two splits, voxels chosen on test scans.
+
+    Writes audit.json and audit.html. Exit status 1 if anything is a *fault*; warnings alone leave it at 0. Several
+    runs, such as several subjects, are also compared with each other.
+    """
+    from rich.console import Console
+
+    from neuroclips import auditing
+
+    folder = out or runs[0] / "audit"
+    with _interruptible():
+        worst = auditing.audit(runs, folder, Console()).worst
+    typer.echo(f"findings  {folder / 'audit.json'}\npage      {folder / 'audit.html'}")
+    if worst == "fault":
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: `neuroclips recipes`")

@@ -20,12 +20,11 @@ import torch
 from rich.console import Console
 from torch.nn.functional import interpolate
 
-from neuroclips.artefacts import content_hash, file_hash, kept_rows, read_json, stable_seed, write_arrays, write_json
+from neuroclips.artefacts import content_hash, file_hash, kept_rows, read_json, write_arrays, write_json
 from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips, TestClips
 from neuroclips.data.frames import write_clip_video, write_video
 from neuroclips.errors import RecipeError
-from neuroclips.evaluation.floors import shuffle_across_scenes
 from neuroclips.evaluation.seams import PixelDifferenceRule
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.registry import resolve
@@ -33,7 +32,7 @@ from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import FusionRecipe, Recipe, VideoRecipe
 from neuroclips.reconstructor import KEYFRAME, Reconstructor
 from neuroclips.shapes import Float, Int
-from neuroclips.stages import ABLATIONS, load_targets, progress_bar
+from neuroclips.stages import ABLATIONS, load_targets, progress_bar, shuffled_orders
 from neuroclips.training.decoders import pick_device
 from neuroclips.video.fusion import SCENE_RULES, KnownScenes, SceneRule, chain_positions, following, fuse, join
 from neuroclips.video.generator import NeuroClipsGenerator
@@ -127,9 +126,8 @@ def _conditions(run: Path, recipe: Recipe, reconstructor: Reconstructor, test: T
         "decoded": reconstructor.decode(inputs, test.ids),
         "ceiling": Guidance(test.ids, latents=latents, tokens=tokens),
     }
-    for s in range(recipe.generate.video.shuffles):
-        rng = np.random.default_rng(stable_seed(recipe.seed, "shuffled fMRI", s))
-        found[f"shuffled-{s}"] = reconstructor.decode(inputs[shuffle_across_scenes(test.scene, rng)], test.ids)
+    for s, order in enumerate(shuffled_orders(recipe, test, recipe.generate.video.shuffles)):
+        found[f"shuffled-{s}"] = reconstructor.decode(inputs[order], test.ids)
     return found
 
 

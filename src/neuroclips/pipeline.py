@@ -1,6 +1,6 @@
 """``neuroclips run RECIPE``: stages in order, each with its artefacts and its card.
 
-    simulate -> prepare -> targets -> fit -> reconstruct -> [generate] -> [observe] -> evaluate -> report
+    simulate -> prepare -> targets -> fit -> reconstruct -> [generate] -> [curves] -> [observe] -> evaluate -> report
 
 A stage whose settings and parents are unchanged is skipped and says so. A killed run resumes: finished stages stand,
 the stage that was cut starts again, and inside ``simulate`` every finished film and scan, inside ``generate`` every
@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from neuroclips import generation, scoring, stages
+from neuroclips import curves, generation, scoring, stages
 from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json, written_aside
 from neuroclips.errors import ArtefactError
 from neuroclips.recipe import Recipe
@@ -48,9 +48,9 @@ class Stage:
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, in order. A simulated subject adds its making and its ideal observer."""
     present = {"simulate": recipe.film is not None, "observe": recipe.film is not None}
-    present["generate"] = recipe.generate.video is not None
+    present["generate"], present["curves"] = recipe.generate.video is not None, recipe.curves is not None
     source = tuple(name for name in ("simulate",) if present[name])
-    extra = tuple(name for name in ("generate", "observe") if present[name])
+    extra = tuple(name for name in ("generate", "curves", "observe") if present[name])
     scores = ("prepare", "targets", "fit", "reconstruct", *extra)
     stages_ = [
         Stage(
@@ -73,7 +73,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.reconstruct,
             ("prepare", "targets", "fit"),
             lambda r: [r.generate.generators, r.generate.test_repeats, r.evaluate.shuffles, r.seed],
-            format=2,
+            format=3,
         ),
         Stage(
             "generate",
@@ -81,8 +81,9 @@ def plan(recipe: Recipe) -> list[Stage]:
             ("prepare", "targets", "fit"),
             lambda r: [r.generate.video, generation.video_weights(r), r.seed],
         ),
+        Stage("curves", curves.curves, ("prepare", "targets", "fit"), lambda r: [r.curves]),
         Stage("observe", stages.observe, ("simulate", "prepare"), lambda r: [r.generate.test_repeats]),
-        Stage("evaluate", scoring.evaluate, scores, lambda r: [r.evaluate, r.seed], format=2),
+        Stage("evaluate", scoring.evaluate, scores, lambda r: [r.evaluate, scoring.judge_names(r), r.seed], format=3),
         Stage("report", stages.report, ("evaluate", *scores), lambda r: [r.name, r.description]),
     ]
     return [s for s in stages_ if present.get(s.name, True)]

@@ -186,6 +186,23 @@ class EvaluateRecipe(_Part):
     exclude_seconds: float = Field(10.0, ge=0, description="neighbours of the target this near are left out")
     bootstrap: int = Field(1000, ge=100, description="scene-bootstrap draws for the 95 % intervals")
     shuffles: int = Field(5, ge=1, description="fMRI shuffles across scenes, through the whole frozen pipeline")
+    judges: tuple[str, ...] = Field(
+        ("EfficientNet-Lite0",), description="outside networks that look at videos: names, or folders; [] for none"
+    )
+
+
+class CurvesRecipe(_Part):
+    """Ridge to tokens again, under other conditions: what its result depends on. An empty list leaves a curve out."""
+
+    training_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.125, 0.25, 0.5, 1.0), description="of the training segments, at least two of them"
+    )
+    components: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 2, 5, 10, 20, 50, 100),
+        description="numbers that a clip's response is squeezed into; beside the whole ridge",
+    )
+    lags: tuple[Annotated[int, Field(ge=-4, le=4)], ...] = Field((-1, 0, 1, 2), description="TRs after data.delay_trs")
+    samples: bool = Field(True, description="also decode every presentation by itself: do they agree?")
 
 
 class Recipe(_Part):
@@ -201,6 +218,7 @@ class Recipe(_Part):
     ridge: RidgeRecipe = RidgeRecipe()
     decoders: DecodersRecipe = DecodersRecipe()
     generate: GenerateRecipe = GenerateRecipe()
+    curves: CurvesRecipe | None = Field(CurvesRecipe(), description="null draws no curves")
     evaluate: EvaluateRecipe = EvaluateRecipe()
 
     @model_validator(mode="after")

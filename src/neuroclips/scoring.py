@@ -1,86 +1,142 @@
-"""The stage ``evaluate``: every score beside chance, floors and ceilings."""
+"""The stage ``evaluate``, which alone compares with the test film: every score beside chance, floors and ceilings.
+
+Predictions, floors, baselines and ceilings are measured once, through the same code, and set beside each other.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from rich.console import Console
 
-from neuroclips.artefacts import read_arrays, read_json, write_json, written_aside
+from neuroclips.artefacts import read_arrays, read_json, write_json
+from neuroclips.curves import score_curves
 from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips
+from neuroclips.data.prepare import Prepared
+from neuroclips.errors import MissingExtraError, RecipeError
+from neuroclips.evaluation.curves import write_curves
 from neuroclips.evaluation.floors import mean_frame_videos, mean_video_videos
 from neuroclips.evaluation.identification import correlation_scores
-from neuroclips.evaluation.judges import JUDGE, judge_features, judge_is_here
-from neuroclips.evaluation.scores import Scored, score_agreement, score_identification, score_videos
+from neuroclips.evaluation.judged import joined, score_judged
+from neuroclips.evaluation.judges import (
+    JUDGES,
+    TEXT_JUDGE,
+    Judge,
+    Seen,
+    judges_here,
+    load_judge,
+    refuse_targets,
+    text_features,
+)
+from neuroclips.evaluation.measure import measure_videos
+from neuroclips.evaluation.noise_ceiling import noise_ceiling
+from neuroclips.evaluation.scores import Scored, score_agreement, score_identification, score_measured
 from neuroclips.evaluation.seams import continues_scene, decision_scores, seam_score
-from neuroclips.evaluation.table import Score, write_scores
+from neuroclips.evaluation.table import Score, with_holm, write_tables
 from neuroclips.recipe import Recipe
-from neuroclips.stages import ABLATIONS, load_targets, progress_bar, repeats_of
+from neuroclips.shapes import Int
+from neuroclips.stages import (
+    ABLATIONS,
+    Report,
+    decoder_weights,
+    load_targets,
+    progress_bar,
+    repeats_of,
+    weights_hashes,
+)
+
+PRIMARY = ("top-1", "top-5", "pairwise", "median rank")  # cannot be won by looking good; their chance is exact
+LOOKS = 3  # frames of a video that a large judge looks at; one whose input is no larger than the film sees them all
 
 
 def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Every score beside chance, floors and ceiling; the only stage that compares with the test film."""
+    """Score what was decoded and what was generated; writes tables for people and for programs.
+
+    scores.json, scores.md, scores.tex : one row a score. per_clip.parquet : one value a clip, method and metric.
+    curves.json : identification under other conditions, and what abstaining gains.
+    """
     prepared = data.load_clips(run / "prepare")
-    test, made = prepared.test, run / "reconstruct"
+    test = prepared.test
     n_repeats = repeats_of(recipe, test.bold.shape[1])
-    shared: dict[str, Any] = {
-        "ids": test.ids, "scene": test.scene, "draws": recipe.evaluate.bootstrap, "seed": recipe.seed,
-    }  # fmt: skip
-    methods, parts = recipe.decoders.methods, list[Scored]()
+    judges = _judges(recipe, console)
+    parts: list[Scored] = []
     with progress_bar(console) as report:
-        total, done = len(methods) * len(n_repeats) + len(recipe.generate.generators), 0
         for k in reversed(n_repeats):
             ceiling, ceiling_name = _identification_ceiling(run, test, k)
-            for method in reversed(methods):
-                report(done, total, f"identification, {method}")
-                done += 1
-                parts += _score_decoded(run, recipe, method, k, test, ceiling, shared)
-        still: dict[str, Any] = {
-            "mean frame": mean_frame_videos(prepared.train.frames, len(test)),
-            "mean video": mean_video_videos(prepared.train.frames, len(test)),
-        }
+            for number, method in enumerate(reversed(recipe.decoders.methods)):
+                report(number, len(recipe.decoders.methods), f"identification, {k} presentations")
+                parts += _score_decoded(run, recipe, method, k, test, ceiling)
         if recipe.generate.video is not None:
-            report(done, total, "pixels and motion, neuroclips")
-            parts += _score_generated(run, recipe, test, prepared.train, still, shared, n_repeats[-1])
-        by_ridge = made / "videos-baseline.safetensors"
-        baseline = read_arrays(by_ridge) if by_ridge.exists() else {}
-        for name in recipe.generate.generators:
-            report(done, total, f"pixels and motion, {name}")
-            done += 1
-            parts.append(
-                score_videos(
-                    name,
-                    read_arrays(made / "videos.safetensors")[name],
-                    test.frames,
-                    floors={**still, "shuffled": list(read_arrays(made / "videos-shuffled.safetensors")[name])},
-                    baselines={"ridge": baseline[name]} if name in baseline else {},
-                    ceiling=read_arrays(made / "videos-ceiling.safetensors")[name],
-                    n_repeats=n_repeats[-1],
-                    **shared,
-                )
-            )
-    scores = [score for part in parts for score in part.scores] + _score_fusion(run, recipe, test)
-    write_scores(own / "scores.json", scores)
-    per_clip = pd.concat(
-        [part.per_clip.assign(n_repeats=part.scores[0].n_repeats) for part in parts], ignore_index=True
-    )
-    with written_aside(own / "per_clip.parquet") as aside:
-        per_clip.to_parquet(aside)
-    return {"rows": len(scores), "ceiling": ceiling_name, "test_split_opened": _count_opening(run)}
+            parts += _score_sets(recipe, _generated(run, prepared), prepared, judges, n_repeats[-1], report)
+            parts += _score_captions(run, recipe, test, n_repeats[-1])
+        # The quick videos are many and judged too, where that takes seconds.
+        quick = [judge for judge in judges if _is_small(judge, test)]
+        for generator in recipe.generate.generators:
+            sets = _quick(run, prepared, generator)
+            parts += _score_sets(recipe, sets, prepared, quick, n_repeats[-1], report)
+    every = joined(parts)
+    scores = with_holm([*every.scores, *_score_fusion(run, recipe, test)])
+    write_tables(own, scores, every.per_clip)
+    write_curves(own / "curves.json", *score_curves(run, recipe))
+    ceiling_of_voxels = noise_ceiling(test.bold, test.present)
+    controls = [s for s in scores if s.control and s.metric in PRIMARY and s.contains_chance is not None]
+    return {
+        "rows": len(scores),
+        "ceiling": ceiling_name,
+        "noise_ceiling": None if ceiling_of_voxels is None else asdict(ceiling_of_voxels),
+        "controls": len(controls),
+        "controls_that_contain_chance": sum(s.contains_chance is True for s in controls),
+        "judges": {judge.name: list(judge.weights) for judge in judges},
+        "test_split_opened": _count_opening(run),
+    }
+
+
+def judge_names(recipe: Recipe) -> list[str]:
+    """The recipe's judges; one that is neither a known name nor a folder is refused before any work."""
+    unknown = [name for name in recipe.evaluate.judges if name not in JUDGES and not Path(name).is_dir()]
+    if unknown:
+        raise RecipeError(f"evaluate.judges: no judge {unknown[0]!r}; there are {', '.join(JUDGES)}, or give a folder")
+    return list(recipe.evaluate.judges)
+
+
+def _judges(recipe: Recipe, console: Console) -> list[Judge]:
+    """The judges that are installed; one that training aimed at is refused."""
+    here = judges_here(recipe.evaluate.judges)
+    for name in recipe.evaluate.judges:
+        if name not in here:
+            console.print(f"  no scores by {name}: its weights are not here (docs/evaluation.md, judges)")
+    found = [load_judge(name) for name in here]
+    for judge in found:
+        refuse_targets(judge, {**weights_hashes(recipe), **decoder_weights(recipe)})
+    return found
+
+
+def _shared(recipe: Recipe, test: Clips, n_repeats: int) -> dict[str, Any]:
+    """What every call of a score wants."""
+    return {
+        "ids": test.ids, "scene": test.scene, "draws": recipe.evaluate.bootstrap, "seed": recipe.seed,
+        "n_repeats": n_repeats,
+    }  # fmt: skip
+
+
+def _placed(recipe: Recipe, test: Clips) -> dict[str, Any]:
+    """What identification wants to know about the place of clips."""
+    return {"segment": test.segment, "onset": test.onset, "exclude_seconds": recipe.evaluate.exclude_seconds}
 
 
 def _score_decoded(
-    run: Path, recipe: Recipe, method: str, k: int, test: Clips, ceiling: np.ndarray | None, shared: dict[str, Any]
+    run: Path, recipe: Recipe, method: str, k: int, test: Clips, ceiling: np.ndarray | None
 ) -> list[Scored]:
     """Identification from what one method decoded from ``k`` repeats, and how near its tokens are to the truth."""
     made, true, known = run / "reconstruct", load_targets(run, "test"), load_targets(run, "train")
     found = read_arrays(made / f"{method}-{k}.safetensors")
     shuffled = read_arrays(made / f"{method}-{k}-shuffled.safetensors")
+    noise = read_arrays(made / f"{method}-noise.safetensors")
     compared = method != "ridge" and "ridge" in recipe.decoders.methods
     ridge = read_arrays(made / f"ridge-{k}.safetensors") if compared else {}
     parts = []
@@ -88,22 +144,54 @@ def _score_decoded(
         space = "tokens" if part == "prior_tokens" else part
         name = "prior" if part == "prior_tokens" else method
         given: dict[str, Any] = {
-            "reference": np.asarray(getattr(known, space), np.float32).mean(axis=0), "space": space, "n_repeats": k,
-            "floors": {"shuffled": list(shuffled[part])}, **shared,
+            "reference": np.asarray(getattr(known, space), np.float32).mean(axis=0), "space": space,
+            "floors": {"shuffled": list(shuffled[part]), "Gaussian fMRI": noise[part]}, **_shared(recipe, test, k),
         }  # fmt: skip
         baselines = {"ridge": ridge[space]} if compared else {}
         if part == "prior_tokens":
             baselines["its input"] = found["tokens"]
         goal = getattr(true, space)
-        parts.append(
-            score_identification(
-                name, predicted, goal, segment=test.segment, onset=test.onset, baselines=baselines, ceiling=ceiling,
-                exclude_seconds=recipe.evaluate.exclude_seconds, **given,
-            )
-        )  # fmt: skip
+        given["baselines"] = baselines
+        parts.append(score_identification(name, predicted, goal, ceiling=ceiling, **given, **_placed(recipe, test)))
         if space == "tokens":
-            parts.append(score_agreement(name, predicted, goal, baselines=baselines, **given))
+            sd = np.asarray(known.tokens, np.float32).std(axis=0)
+            parts.append(score_agreement(name, predicted, goal, sd=sd, **given))
     return parts
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Videos (N, F, 3, H, W) uint8 of the test clips ``rows``, and what they all stand beside.
+
+    shuffled : made from the fMRI of other scenes, one set a shuffle.
+    """
+
+    rows: Int[np.ndarray, " N"]
+    methods: Mapping[str, np.ndarray]
+    floors: Mapping[str, np.ndarray]
+    shuffled: Sequence[np.ndarray]
+    baselines: Mapping[str, np.ndarray]
+    ceiling: np.ndarray
+
+
+def _still(prepared: Prepared, n: int) -> dict[str, np.ndarray]:
+    frames = prepared.train.frames
+    return {"mean frame": mean_frame_videos(frames, n), "mean video": mean_video_videos(frames, n)}
+
+
+def _quick(run: Path, prepared: Prepared, name: str) -> _Sets:
+    """The videos of one generator that needs no diffusion: all test clips."""
+    made, n = run / "reconstruct", len(prepared.test)
+
+    def videos(what: str) -> np.ndarray:
+        return read_arrays(made / f"videos{what}.safetensors")[name]
+
+    by_ridge = made / "videos-baseline.safetensors"
+    baseline = read_arrays(by_ridge) if by_ridge.exists() else {}
+    return _Sets(
+        np.arange(n), {name: videos("")}, {**_still(prepared, n), "Gaussian fMRI": videos("-noise")},
+        list(videos("-shuffled")), {"ridge": baseline[name]} if name in baseline else {}, videos("-ceiling"),
+    )  # fmt: skip
 
 
 def _with_video(run: Path, test: Clips) -> np.ndarray:
@@ -112,51 +200,103 @@ def _with_video(run: Path, test: Clips) -> np.ndarray:
     return np.array([number[clip] for clip in read_json(run / "generate" / "clips.json")])
 
 
-def _score_generated(
-    run: Path, recipe: Recipe, test: Clips, train: Clips, still: dict[str, np.ndarray], shared: dict[str, Any],
-    n_repeats: int,
-) -> list[Scored]:  # fmt: skip
-    """Generated videos beside the blurry and the nearest ones of the same clips; whole, fused, and with paths left out.
-
-    Pixels and motion; and identification by an outside judge, where that is installed.
-    """
-    made, rows = run / "generate", _with_video(run, test)
-    of_these = test.take(rows)
+def _generated(run: Path, prepared: Prepared) -> _Sets:
+    """Generated videos beside the blurry and the nearest ones of the same clips; whole, fused, with paths left out."""
+    made, test = run / "generate", prepared.test
+    rows = _with_video(run, test)
 
     def videos(condition: str) -> np.ndarray:
         """At the times of the film's frames: of 16 frames, those that stand nearest to its 6."""
         found = read_arrays(made / f"{condition}.safetensors")["videos"]
         return found[:, np.rint(np.linspace(0, found.shape[1] - 1, test.n_frames)).astype(int)]
 
-    shuffled = [videos(path.stem) for path in sorted(made.glob("shuffled-*.safetensors"))]
-    quick = read_arrays(run / "reconstruct" / "videos.safetensors")
-    baselines = {name: np.asarray(array[rows]) for name, array in quick.items()}
     names = {"decoded": "neuroclips", "fused": "neuroclips, fused"}
     names |= {slug: f"neuroclips, {slug.replace('-', ' ')}" for slug in ABLATIONS}
-    present = {slug: name for slug, name in names.items() if (made / f"{slug}.safetensors").exists()}
-    shared = {**shared, "ids": of_these.ids, "scene": of_these.scene, "n_repeats": n_repeats}
-    floors: dict[str, Any] = {name: array[: len(rows)] for name, array in still.items()}
-    floors["shuffled"] = shuffled
+    quick = read_arrays(run / "reconstruct" / "videos.safetensors")
+    return _Sets(
+        rows,
+        {name: videos(slug) for slug, name in names.items() if (made / f"{slug}.safetensors").exists()},
+        _still(prepared, len(rows)),
+        [videos(f"shuffled-{s}") for s in range(len(list(made.glob("shuffled-*.safetensors"))))],
+        {name: np.asarray(array[rows]) for name, array in quick.items()},
+        videos("ceiling"),
+    )
+
+
+def _score_sets(
+    recipe: Recipe, sets: _Sets, prepared: Prepared, judges: Sequence[Judge], n_repeats: int, report: Report
+) -> list[Scored]:
+    """Pixels, motion, and what every judge sees: each set is looked at once, whatever it stands beside."""
+    of_these = prepared.test.take(sets.rows)
+    shared = _shared(recipe, of_these, n_repeats)
+    what = ", ".join(sets.methods)
+    measured = measure_videos(
+        {**sets.floors, **sets.baselines, **sets.methods, "shuffled": sets.shuffled, "ceiling": sets.ceiling},
+        of_these.frames, frames_shuffled=list(sets.methods), seed=recipe.seed,
+        progress=lambda done, total: report(done, total, f"pixels and motion, {what}"),
+    )  # fmt: skip
+    floors = [*sets.floors, "shuffled"]
     parts = [
-        score_videos(
-            name, videos(slug), of_these.frames, floors=floors, baselines=baselines, ceiling=videos("ceiling"), **shared
+        score_measured(
+            name, measured[name], floors={k: measured[k] for k in floors}, ceiling=measured["ceiling"],
+            baselines={k: measured[k] for k in sets.baselines}, **shared,
         )
-        for slug, name in present.items()
-    ]
-    if judge_is_here():
-        true, best = judge_features(np.asarray(of_these.frames)), judge_features(videos("ceiling"))
-        reference = judge_features(np.asarray(train.frames[:: max(1, len(train) // 200)])).mean(axis=0)
+        for name in sets.methods
+    ]  # fmt: skip
+    for judge in judges:
+        consecutive = _is_small(judge, prepared.test)
+        report(0, 1, f"{judge.name}, {what}")
+        seen: dict[str, Any] = {
+            name: _look(judge, videos, consecutive)
+            for name, videos in {**sets.methods, **sets.floors, **sets.baselines, "ceiling": sets.ceiling}.items()
+        }
+        seen["shuffled"] = [_look(judge, videos, consecutive) for videos in sets.shuffled]
+        truth = _look(judge, of_these.frames, consecutive)
+        film = _look(judge, prepared.train.frames[:: max(1, len(prepared.train) // 200)], consecutive)
         parts += [
-            score_identification(
-                name, judge_features(videos(slug)), true, reference=reference, space=JUDGE,
-                segment=of_these.segment, onset=of_these.onset, exclude_seconds=recipe.evaluate.exclude_seconds,
-                floors={"shuffled": [judge_features(v) for v in shuffled]},
-                baselines={name: judge_features(v) for name, v in baselines.items()},
-                ceiling=correlation_scores(best, true, reference), **shared,
+            score_judged(
+                name, seen[name], truth, judge=judge.name, reference=film.features.mean(axis=(0, 1)),
+                floors={k: seen[k] for k in floors}, baselines={k: seen[k] for k in sets.baselines},
+                ceiling=seen["ceiling"], consecutive=consecutive, **shared, **_placed(recipe, of_these),
             )
-            for slug, name in present.items()
+            for name in sets.methods
         ]  # fmt: skip
     return parts
+
+
+def _is_small(judge: Judge, test: Clips) -> bool:
+    return max(judge.size) <= test.frames.shape[-1]
+
+
+def _look(judge: Judge, videos: np.ndarray, every_frame: bool) -> Seen:
+    """What a judge sees; one video that stands for all clips (a broadcast floor) is looked at once."""
+    alike = videos.strides[0] == 0
+    of_these = np.asarray(videos[:1] if alike else videos)
+    if of_these.dtype != np.uint8:
+        of_these = (of_these * 255).round().astype(np.uint8)
+    seen = judge.look(of_these, frames=None if every_frame else LOOKS)
+    if not alike:
+        return seen
+    classes = None if seen.classes is None else np.repeat(seen.classes, len(videos), axis=0)
+    return Seen(np.repeat(seen.features, len(videos), axis=0), classes)
+
+
+def _score_captions(run: Path, recipe: Recipe, test: Clips, n_repeats: int) -> list[Scored]:
+    """Is a clip found by what its caption says? Among the captions that the truth's own tokens get."""
+    of_these, captions = test.take(_with_video(run, test)), read_json(run / "generate" / "captions.json")
+    try:
+        said = {name: text_features(texts) for name, texts in captions.items()}
+    except MissingExtraError:
+        return []
+    shuffled = [said[f"shuffled-{s}"] for s in range(sum(name.startswith("shuffled-") for name in said))]
+    goal = said["ceiling"]
+    return [
+        score_identification(
+            "caption", said["decoded"], goal, reference=goal.mean(axis=0), space=TEXT_JUDGE,
+            floors={"shuffled": shuffled}, ceiling=correlation_scores(goal, goal, goal.mean(axis=0)),
+            **_shared(recipe, of_these, n_repeats), **_placed(recipe, of_these),
+        )
+    ]  # fmt: skip
 
 
 def _score_fusion(run: Path, recipe: Recipe, test: Clips) -> list[Score]:

@@ -22,7 +22,7 @@ from neuroclips.artefacts import (
     write_arrays,
 )
 from neuroclips.data import prepare as data
-from neuroclips.data.clips import Targets
+from neuroclips.data.clips import Clips, Targets
 from neuroclips.data.frames import write_clip_video
 from neuroclips.decoders import Decoders
 from neuroclips.decoders.ridge import RidgeDecoders
@@ -32,6 +32,7 @@ from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import Reconstructor
 from neuroclips.report.from_run import report_data
 from neuroclips.report.page import write_report
+from neuroclips.shapes import Int
 from neuroclips.training.decoders import NeuralDecoders, resolve_decoders
 from neuroclips.video.guidance import Guidance, VideoGenerator
 
@@ -144,9 +145,10 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
 
     METHOD-R.safetensors : latents and tokens (and the prior's) from the mean of R repeats.
     METHOD-R-shuffled.safetensors : the same through the same frozen pipeline, where every clip got the fMRI of another
-        scene, stacked over S shuffles.
-    videos.safetensors, videos-shuffled.safetensors, videos-ceiling.safetensors : one array (..., B, F, 3, H, W) uint8 a
-        generator, from the most repeats and the last method; the ceiling is given the truth's own latents and tokens.
+        scene, stacked over S shuffles. METHOD-noise.safetensors : likewise, of Gaussian noise in place of the fMRI.
+    videos.safetensors, videos-shuffled.safetensors, videos-noise.safetensors, videos-ceiling.safetensors : one array
+        (..., B, F, 3, H, W) uint8 a generator, from the most repeats and the last method; the ceiling is given the
+        truth's own latents and tokens.
     videos-baseline.safetensors : the generators of latents, given those of ridge, where another method made the videos.
     NAME/CLIP.mp4 : the videos, to watch.
     """
@@ -156,10 +158,7 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
     main = reconstructors[methods[-1]]
     generators = [main.generator(name) for name in recipe.generate.generators]
     repeats = repeats_of(recipe, test.bold.shape[1])
-    orders = [
-        shuffle_across_scenes(test.scene, np.random.default_rng(stable_seed(recipe.seed, "shuffled fMRI", s)))
-        for s in range(recipe.evaluate.shuffles)
-    ]
+    orders = shuffled_orders(recipe, test, recipe.evaluate.shuffles)
     decoded: dict[str, Guidance] = {}
     shuffled: list[Guidance] = []
     for k in repeats:
@@ -171,11 +170,17 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
             parts = [_arrays(g) for g in shuffled]
             stacked = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
             write_arrays(own / f"{method}-{k}-shuffled.safetensors", stacked)
+    noise: dict[str, Guidance] = {}
+    for method, reconstructor in reconstructors.items():
+        rng = np.random.default_rng(stable_seed(recipe.seed, "Gaussian fMRI"))
+        like = reconstructor.decoders.inputs(test, repeats[-1])
+        noise[method] = reconstructor.decode(rng.standard_normal(like.shape, np.float32), test.ids)
+        write_arrays(own / f"{method}-noise.safetensors", _arrays(noise[method]))
     true = load_targets(run, "test")
     best = Guidance(test.ids, np.asarray(true.latents, np.float32), np.asarray(true.tokens, np.float32))
     baseline = [g for g in generators if g.name == "blurry" and "ridge" in methods[:-1]]
     with progress_bar(console) as report:
-        total, done = len(generators) * (2 + len(shuffled)) + len(baseline), 0
+        total, done = len(generators) * (3 + len(shuffled)) + len(baseline), 0
 
         def generate(what: str, given: Guidance, using: Sequence[VideoGenerator]) -> dict[str, np.ndarray]:
             nonlocal done
@@ -189,6 +194,7 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
         videos = generate("decoded", decoded[methods[-1]], generators)
         write_arrays(own / "videos.safetensors", videos)
         write_arrays(own / "videos-ceiling.safetensors", generate("ceiling", best, generators))
+        write_arrays(own / "videos-noise.safetensors", generate("noise", noise[methods[-1]], generators))
         if baseline:
             write_arrays(own / "videos-baseline.safetensors", generate("ridge", decoded["ridge"], baseline))
         controls = [generate("shuffled fMRI", g, generators) for g in shuffled]
@@ -198,6 +204,12 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
         for clip, video in zip(test.ids, array):
             write_clip_video(own / name / f"{clip.replace('/', '_')}.mp4", video, test.t_r)
     return {"generators": list(videos), "methods": list(methods), "repeats": repeats, "shuffles": len(orders)}
+
+
+def shuffled_orders(recipe: Recipe, test: Clips, n: int) -> list[Int[np.ndarray, " B"]]:
+    """For each of n shuffles: whose fMRI every test clip receives, always that of a clip of another scene."""
+    seeds = [stable_seed(recipe.seed, "shuffled fMRI", s) for s in range(n)]
+    return [shuffle_across_scenes(test.scene, np.random.default_rng(seed)) for seed in seeds]
 
 
 def _arrays(guidance: Guidance) -> dict[str, np.ndarray]:
@@ -226,7 +238,7 @@ def observe(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str,
 
 def report(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """The page of the run, ``report.html``."""
-    names = ("simulate", "prepare", "targets", "fit", "reconstruct", "generate", "observe", "evaluate")
+    names = ("simulate", "prepare", "targets", "fit", "reconstruct", "generate", "curves", "observe", "evaluate")
     cards = {name: card for name in names if (card := read_card(run / name)) is not None}
     page = report_data(run, recipe, cards)
     write_report(own / "report.html", page)

@@ -3,6 +3,7 @@ import pytest
 
 from neuroclips.errors import DataError
 from neuroclips.evaluation.floors import mean_frame_videos, shuffle_across_scenes
+from neuroclips.evaluation.identification import candidate_pool, correlation_scores
 from neuroclips.evaluation.scores import score_agreement, score_identification, score_videos
 
 B = 60
@@ -38,12 +39,21 @@ def test_a_planted_signal_beats_its_floors_and_the_shuffled_control_does_not(pla
     for metric, score in by_metric(scored, "ridge").items():
         assert score.beats_floors, metric
         assert score.beats_chance, metric
-        assert score.p_value == pytest.approx(1 / 1001)
-        assert score.floors["mean"] == pytest.approx(score.chance)  # says nothing: exactly chance
+        assert score.p_values["other pairings"] == pytest.approx(1 / 1001)
         assert 0 < score.brain_attributable <= 1
         low, high = score.brain_attributable_interval
         assert low <= score.brain_attributable <= high
         assert (score.n, score.n_effective, score.n_repeats) == (B, 20, 10)
+    nothing = {metric: s.floors["mean"] for metric, s in by_metric(scored, "ridge").items()}
+    size = candidate_pool(placed["segment"], placed["onset"], 10.0).sum(axis=1)
+    assert nothing == pytest.approx(
+        {
+            "top-1": (1 / size).mean(),
+            "top-5": (5 / size).mean(),
+            "pairwise": 0.5,
+            "median rank": np.median(size + 1) / 2,
+        }
+    )
     control = by_metric(scored, "ridge, shuffled")
     assert all(s.control and not s.beats_chance for s in control.values())
     assert control["pairwise"].ci_low <= 0.5 <= control["pairwise"].ci_high
@@ -56,7 +66,7 @@ def test_noise_predictions_are_not_significant(placed):
     for _ in range(20):
         predicted, truth = rng.normal(size=(2, B, 9))
         scored = score_identification("noise", predicted, truth, reference=np.zeros(9), **placed, floors={}, draws=200)
-        small += by_metric(scored, "noise")["pairwise"].p_value < 0.05
+        small += by_metric(scored, "noise")["pairwise"].p_values["other pairings"] < 0.05
     assert small <= 4  # P(more) = 0.003 under the null
 
 
@@ -68,10 +78,11 @@ def test_video_scores_stand_beside_floors_and_ceiling(clips):
     floors = {"shuffled": shuffles(videos, 2), "mean frame": mean_frame_videos(noise, B)}
     scored = score_videos("blurry", videos, truth, **clips, floors=floors, ceiling=truth)
     rows = by_metric(scored, "blurry")
-    assert set(rows) == {"pixel correlation", "SSIM", "PSNR", "motion direction"}
+    assert set(rows) == {"pixel correlation", "SSIM", "PSNR", "motion direction", "motion error"}
     assert rows["pixel correlation"].ceiling == pytest.approx(1)
     assert rows["pixel correlation"].floors["mean frame"] == pytest.approx(0, abs=0.05)
     assert rows["PSNR"].unit == "dB"
+    rows.pop("motion error")  # standing still errs less than noise
     assert all(s.beats_floors for s in rows.values())
     values = scored.per_clip.query("method == 'blurry' and metric == 'SSIM'")
     assert values["clip"].tolist() == clips["ids"]
@@ -101,7 +112,7 @@ def test_one_scene_gives_values_without_intervals_or_tests(placed):
     features = np.random.default_rng(6).normal(size=(B, 7))
     score = score_identification("m", features, features, reference=np.zeros(7), **placed, floors={"f": features})
     top1 = by_metric(score, "m")["top-1"]
-    assert (top1.value, top1.ci_low, top1.p_value, top1.differences, top1.n_effective) == (1, None, None, {}, 1)
+    assert (top1.value, top1.ci_low, top1.p_values, top1.differences, top1.n_effective) == (1, None, {}, {}, 1)
 
 
 def test_lengths_that_differ_are_refused(clips):
@@ -129,7 +140,7 @@ def test_agreement_and_error_of_features():
     rows = score_agreement(
         "mean", mean, true, reference=reference, ids=[f"c{i}" for i in range(12)], scene=scene, floors={}, draws=200
     ).scores  # fmt: skip
-    assert {s.metric: s.value for s in rows} == pytest.approx({"agreement": 0, "error": 1})
+    assert {s.metric: s.value for s in rows} == pytest.approx({"agreement": 0, "error": 1, "profile correlation": 0})
 
 
 def test_a_baseline_is_no_floor():
@@ -145,3 +156,34 @@ def test_a_baseline_is_no_floor():
     assert score.beats_floors
     assert score.beats("ridge") is False
     assert score.baselines["ridge"] > score.value
+
+
+def test_chance_is_that_of_predictions_made_for_other_scenes(placed):
+    """Neighbours are left out of a target's pool, so it has no rivals that look like it: 1 / n would be too low."""
+    rng = np.random.default_rng(7)
+    truth = rng.normal(size=(20, 30))[SCENE] + 0.6 * rng.normal(size=(B, 30))
+    predicted = truth + 2.5 * rng.normal(size=truth.shape)
+    orders = [shuffle_across_scenes(SCENE, rng) for _ in range(60)]
+    found = score_identification(
+        "m", predicted, truth, reference=np.zeros(30), **placed, exclude_seconds=8.0, draws=100,
+        floors={"shuffled": [predicted[order] for order in orders]},
+    )  # fmt: skip
+    for metric, control in by_metric(found, "m, shuffled").items():
+        assert control.value == pytest.approx(control.chance, rel=0.35), metric  # sixty shuffles of all pairings
+        assert control.contains_chance, metric
+        assert by_metric(found, "m")[metric].chance == control.chance
+    pool = candidate_pool(placed["segment"], placed["onset"], 8.0)
+    similarity = correlation_scores(predicted, truth, np.zeros(30))
+    by_hand = [
+        np.mean([np.argmax(np.where(pool[t], similarity[i], -2)) == t for i in range(B) if SCENE[i] != SCENE[t]])
+        for t in range(B)
+    ]
+    assert by_metric(found, "m")["top-1"].chance == pytest.approx(np.mean(by_hand))
+
+
+def test_chance_without_neighbours_or_likeness_is_the_analytic_one(placed):
+    rng = np.random.default_rng(8)
+    predicted, truth = rng.normal(size=(2, B, 9))
+    found = score_identification("m", predicted, truth, reference=np.zeros(9), **placed, exclude_seconds=0.0, floors={})
+    chance = {metric: s.chance for metric, s in by_metric(found, "m").items()}
+    assert chance == pytest.approx({"top-1": 1 / B, "top-5": 5 / B, "pairwise": 0.5, "median rank": 30.5}, rel=0.06)

@@ -19,7 +19,7 @@ from neuroclips import pipeline
 from neuroclips.errors import ArtefactError
 from neuroclips.recipe import load_recipe
 
-STAGES = ["simulate", "prepare", "targets", "fit", "reconstruct", "observe", "evaluate", "report"]
+STAGES = ["simulate", "prepare", "targets", "fit", "reconstruct", "curves", "observe", "evaluate", "report"]
 
 
 def visible(directory: Path) -> dict[str, Path]:
@@ -124,7 +124,7 @@ def test_a_changed_setting_runs_only_the_stages_that_depend_on_it(tiny_run, tmp_
     )
     cards, said = walk(changed, run)
     assert done_stages(said) == ["evaluate", "report"]
-    assert skipped_stages(said) == STAGES[:6]
+    assert skipped_stages(said) == STAGES[:7]
     assert not (run / "evaluate" / "stray.txt").exists()
     new, old = (json.loads((d / "scores.json").read_text()) for d in (run, tiny_run.directory))
     assert [row["value"] for row in new] == [row["value"] for row in old]

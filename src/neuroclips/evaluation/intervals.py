@@ -136,4 +136,5 @@ def rare_share_interval(
     p, n, z = float(values.mean()), n_effective(scene) * len(values), float(stats.norm.isf((1 - level) / 2))
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     scale = 1 + z**2 / n
-    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
+    low, high = float((middle - half) / scale), float((middle + half) / scale)
+    return 0.0 if p == 0 else max(0.0, low), 1.0 if p == 1 else min(1.0, high)

@@ -6,39 +6,37 @@ Plain arrays in, rows out; nothing here knows how a prediction was made.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from neuroclips.errors import DataError
+from neuroclips.evaluation.agreement import pattern_correlation, resampled_profile
 from neuroclips.evaluation.floors import shuffle_across_scenes
 from neuroclips.evaluation.identification import (
     METRICS,
+    Identification,
     candidate_pool,
     correlation_scores,
     identify,
     identify_every_pairing,
 )
-from neuroclips.evaluation.intervals import Resampled, SceneBootstrap, Statistic, n_effective, permutation_p_value
-from neuroclips.evaluation.motion import motion_direction
-from neuroclips.evaluation.pixels import Videos, pixel_correlation, psnr, ssim
+from neuroclips.evaluation.intervals import Resampled, SceneBootstrap, Statistic, n_effective, rare_share_interval
+from neuroclips.evaluation.measure import Measured, VideoSet, measure_videos
+from neuroclips.evaluation.significance import paired_p_value, permutation_p_value
 from neuroclips.evaluation.table import Score
 from neuroclips.shapes import Float, Int
 
-PIXEL_METRICS = {
-    "pixel correlation": (pixel_correlation, "", "per frame over RGB values, mean over frames"),
-    "SSIM": (ssim, "", "RGB, 7x7 uniform window, data range 1"),
-    "PSNR": (psnr, "dB", "frames in [0, 1], at most 58.9 dB"),
-    "motion direction": (motion_direction, "", "cosine of optical flows where the truth moves; chance 0"),
-}
+PAIRINGS = "other pairings"  # the name of the permutation test among the p-values of a row
 
 
 @dataclass(frozen=True)
 class Scored:
     """Rows for the table, and one value per clip and metric for the report.
 
-    per_clip : columns clip, scene, method, space, metric, value.
+    per_clip : columns clip, scene, method, space, metric, n_repeats (where it is known), value.
     """
 
     scores: list[Score]
@@ -46,42 +44,49 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Metric:
-    """What is needed to make the rows of one metric. Values are (B,), or (S, B) where S shuffles are pooled."""
+class MetricValues:
+    """One metric of one method and of what it stands beside, clip by clip: what a row of the table is made from.
+
+    values : (B,).
+    beside : floors and baselines by name, each (B,), or (S, B) where S shuffles are pooled clip by clip.
+    ceiling : (B,) of the best reachable prediction.
+    chance : (B,) for a prediction without information.
+    p_values : of tests that need more than these values, by name.
+    """
 
     name: str
     values: np.ndarray
-    beside: dict[str, np.ndarray]  # floors and baselines
-    ceiling: np.ndarray | None
+    beside: Mapping[str, np.ndarray]
+    ceiling: np.ndarray | None = None
     chance: np.ndarray | None = None
     statistic: Statistic = "mean"
     unit: str = ""
     note: str = ""
     higher_is_better: bool = True
-    p_value: float | None = None
+    p_values: Mapping[str, float] = field(default_factory=dict)
 
 
 def score_videos(
     method: str,
-    videos: Videos,
-    truth: Videos,
+    videos: VideoSet,
+    truth: VideoSet,
     *,
     ids: Sequence[str],
     scene: Int[np.ndarray, " B"],
-    floors: Mapping[str, Videos | Sequence[Videos]],
-    baselines: Mapping[str, Videos] | None = None,
-    ceiling: Videos | None = None,
+    floors: Mapping[str, VideoSet | Sequence[VideoSet]],
+    baselines: Mapping[str, VideoSet] | None = None,
+    ceiling: VideoSet | None = None,
     shuffled: str = "shuffled",
     n_repeats: int | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> Scored:
-    """Pixel scores of reconstructed videos, one row a metric, and a row of its own for the shuffled control.
+    """Pixel and motion scores of reconstructed videos, one row a metric, and a row of its own for the shuffled control.
 
     Parameters
     ----------
     method : name of what made the videos.
-    videos, truth : (B, F, 3, H, W) uint8, or float in [0, 1].
+    videos, truth : (B, F, 3, H, W) uint8, or float in [0, 1]; arrays, or anything that is indexed like one.
     ids, scene : name and scene number of each clip.
     floors : videos made without brain information, by name; a list (several shuffles) is pooled clip by clip.
     baselines : videos that a simpler method made of the same fMRI, by name.
@@ -89,13 +94,54 @@ def score_videos(
     shuffled : which floor is the shuffled fMRI; it defines the brain-attributable share.
     n_repeats : how many repeats of each test clip were averaged.
     draws, seed : of the scene bootstrap.
+
+    To score many methods against the same floors, measure everything once (``measure_videos``) and make the rows of
+    each with ``score_measured``.
     """
-    metrics, baselines = [], baselines or {}
-    for name, (metric, unit, note) in PIXEL_METRICS.items():
-        beside = {k: np.stack([metric(v, truth) for v in _as_list(vs)]) for k, vs in {**floors, **baselines}.items()}
-        best = None if ceiling is None else metric(ceiling, truth)
-        metrics.append(_Metric(name, metric(videos, truth), beside, best, unit=unit, note=note))
-    return _scored(method, "video", metrics, ids, scene, shuffled, baselines, n_repeats, draws, seed)
+    baselines = baselines or {}
+    sets: dict[str, VideoSet | Sequence[VideoSet]] = {**floors, **baselines, "": videos}
+    if ceiling is not None:
+        sets["ceiling of this"] = ceiling
+    found = measure_videos(sets, truth, frames_shuffled=[""], seed=seed)
+    own, best = found.pop(""), found.pop("ceiling of this", None)
+    return score_measured(
+        method, own, ids=ids, scene=scene, floors={k: v for k, v in found.items() if k not in baselines},
+        baselines={k: found[k] for k in baselines}, ceiling=best, shuffled=shuffled, n_repeats=n_repeats, draws=draws,
+        seed=seed,
+    )  # fmt: skip
+
+
+def score_measured(
+    method: str,
+    measured: Measured,
+    *,
+    ids: Sequence[str],
+    scene: Int[np.ndarray, " B"],
+    floors: Mapping[str, Measured],
+    baselines: Mapping[str, Measured] | None = None,
+    ceiling: Measured | None = None,
+    space: str = "video",
+    shuffled: str = "shuffled",
+    n_repeats: int | None = None,
+    note: str = "",
+    draws: int = 1000,
+    seed: int = 0,
+) -> Scored:
+    """The rows of ``score_videos`` from what ``measure_videos`` found. ``note`` is added to that of every row."""
+    baselines = baselines or {}
+    metrics = []
+    for name, values in measured.values.items():
+        about = measured.about[name]
+        beside = {k: v.values[name] for k, v in {**floors, **baselines}.items() if name in v.values}
+        if name in measured.frames_shuffled:
+            beside["frames shuffled"] = measured.frames_shuffled[name]
+        metrics.append(
+            MetricValues(
+                name, values, beside, None if ceiling is None else ceiling.values.get(name), unit=about.unit,
+                note="; ".join(filter(None, (about.note, note))), higher_is_better=about.higher_is_better,
+            )
+        )  # fmt: skip
+    return score_metrics(method, space, metrics, ids, scene, shuffled, list(baselines), n_repeats, draws, seed)
 
 
 def score_agreement(
@@ -104,6 +150,7 @@ def score_agreement(
     true: Float[np.ndarray, "B ..."],
     *,
     reference: Float[np.ndarray, ...],
+    sd: Float[np.ndarray, ...] | None = None,
     ids: Sequence[str],
     scene: Int[np.ndarray, " B"],
     floors: Mapping[str, np.ndarray | Sequence[np.ndarray]],
@@ -131,18 +178,48 @@ def score_agreement(
     def error(x: np.ndarray) -> np.ndarray:
         return np.square(np.asarray(x, np.float32).reshape(len(x), -1) - goal).sum(axis=1) / unit
 
+    def pattern(x: np.ndarray) -> np.ndarray:
+        return pattern_correlation(x, true, mean=reference, sd=sd)
+
     others = {**floors, **baselines}
+    wanted = [
+        ("agreement", agreement, "correlation with the true features, training mean subtracted", True),
+        ("error", error, "squared distance; the training mean for every clip costs 1", False),
+    ]
+    if sd is not None:
+        wanted.append(("pattern correlation", pattern, "over units, each standardised by its training clips", True))
     metrics = [
-        _Metric(
+        MetricValues(
             name, of(predicted), {k: np.stack([of(x) for x in _as_list(v)]) for k, v in others.items()}, None,
             note=note, higher_is_better=higher,
         )
-        for name, of, note, higher in (
-            ("agreement", agreement, "correlation with the true features, training mean subtracted", True),
-            ("error", error, "squared distance; the training mean for every clip costs 1", False),
-        )
+        for name, of, note, higher in wanted
     ]  # fmt: skip
-    return _scored(method, space, metrics, ids, scene, shuffled, baselines, n_repeats, draws, seed)
+    found = score_metrics(method, space, metrics, ids, scene, shuffled, list(baselines), n_repeats, draws, seed)
+    row = _profile(found.scores[0], predicted, true, floors, baselines, scene, draws)
+    return Scored([*found.scores, row], found.per_clip)
+
+
+def _profile(
+    like: Score, predicted: np.ndarray, true: np.ndarray, floors: Mapping[str, np.ndarray | Sequence[np.ndarray]],
+    baselines: Mapping[str, np.ndarray], scene: np.ndarray, draws: int,
+) -> Score:  # fmt: skip
+    """The row of the profile correlation, which has no values clip by clip: it is taken over clips."""
+    boot = SceneBootstrap(scene, draws, like.seed)
+    own = resampled_profile(predicted, true, boot)
+    beside = {}
+    for name, given in {**floors, **baselines}.items():
+        each = [resampled_profile(x, true, boot) for x in _as_list(given)]
+        beside[name] = np.mean([[found.value, *found.draws] for found in each], axis=0)
+    differences = {name: boot.interval(own.draws - both[1:]) for name, both in beside.items()}
+    low, high = boot.interval(own.draws) or (None, None)
+    return replace(
+        like, metric="profile correlation", value=own.value, ci_low=low, ci_high=high, chance=0.0, p_values={},
+        floors={name: float(beside[name][0]) for name in floors},
+        baselines={name: float(beside[name][0]) for name in baselines},
+        differences={name: ends for name, ends in differences.items() if ends is not None},
+        note="over clips, mean over units; a unit that never changes counts 0", higher_is_better=True,
+    )  # fmt: skip
 
 
 def score_identification(
@@ -182,53 +259,63 @@ def score_identification(
     similarity = correlation_scores(predicted, candidates, reference)
     found = identify(similarity, pool)
     baselines = baselines or {}
-    found_beside = {
+
+    beside = {
         name: [identify(correlation_scores(p, candidates, reference), pool).values for p in _as_list(predictions)]
         for name, predictions in {**floors, **baselines}.items()
     }
     found_ceiling = None if ceiling is None else identify(ceiling, pool).values
-    p_values = _pairing_p_values(similarity, pool, scene, draws, seed)
+    chance, p_values = _other_pairings(found, similarity, pool, scene, draws, seed)
     size = f"{found.pool_size.min()}–{found.pool_size.max()}".removeprefix(f"{found.pool_size.max()}–")
     note = f"pool of {size} clips, neighbours within {exclude_seconds:g} s left out"
     metrics = [
-        _Metric(
+        MetricValues(
             "median rank" if name == "rank" else name,
             found.values[name],
-            {other: np.stack([v[name] for v in shuffles]) for other, shuffles in found_beside.items()},
+            {other: np.stack([each[name] for each in results]) for other, results in beside.items()},
             None if found_ceiling is None else found_ceiling[name],
-            chance=found.chance[name],
+            chance=chance[name],
             statistic="median" if name == "rank" else "mean",
             unit="rank" if name == "rank" else "share",
             note=note,
             higher_is_better=name != "rank",
-            p_value=p_values[name],
+            p_values=p_values[name],
         )
         for name in METRICS
     ]
-    return _scored(method, space, metrics, ids, scene, shuffled, baselines, n_repeats, draws, seed)
+    return score_metrics(method, space, metrics, ids, scene, shuffled, list(baselines), n_repeats, draws, seed)
 
 
-def _pairing_p_values(
-    similarity: np.ndarray, pool: np.ndarray, scene: np.ndarray, draws: int, seed: int
-) -> dict[str, float | None]:
-    """Permutation test: is the true pairing of predictions and clips better than pairings shuffled across scenes?"""
+def _other_pairings(
+    found: Identification, similarity: np.ndarray, pool: np.ndarray, scene: np.ndarray, draws: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
+    """Chance, and the permutation test: what if every prediction had been made for a clip of another scene?
+
+    Chance is exact: for each target the mean (of ranks, the median) over all predictions of other scenes. It is not
+    1 / n: as a target's neighbours are left out of its pool, it has no rivals that look like it there, and predictions
+    that were not meant for it find it too often. Where one scene dominates there is no test, and chance is 1 / n.
+    """
     rng, targets = np.random.default_rng(seed), np.arange(len(scene))
     try:
         sources = [shuffle_across_scenes(scene, rng) for _ in range(draws)]
-    except DataError:  # one scene dominates: no such pairing exists, so there is no test
-        return dict.fromkeys(METRICS)
-    p_values: dict[str, float | None] = {}
+    except DataError:
+        return dict(found.chance), {name: {} for name in METRICS}
+    chance, p_values = {}, {}
+    other = np.where(scene[:, None] != scene[None], 1.0, np.nan)  # (prediction, target)
     for name, table in identify_every_pairing(similarity, pool).items():
-        sign, summary = (-1, np.median) if name == "rank" else (1, np.mean)
+        sign, summary, over = (-1, np.median, np.nanmedian) if name == "rank" else (1, np.mean, np.nanmean)
+        chance[name] = over(table * other, axis=0)
         null = np.array([sign * summary(table[source, targets]) for source in sources])
-        p_values[name] = permutation_p_value(float(sign * summary(np.diagonal(table))), null)
-    return p_values
+        p_values[name] = {PAIRINGS: permutation_p_value(float(sign * summary(np.diagonal(table))), null)}
+    return chance, p_values
 
 
-def _scored(
-    method: str, space: str, metrics: Sequence[_Metric], ids: Sequence[str], scene: np.ndarray,
+def score_metrics(
+    method: str, space: str, metrics: Sequence[MetricValues], ids: Sequence[str], scene: Int[np.ndarray, " B"],
     shuffled: str, baselines: Collection[str], n_repeats: int | None, draws: int, seed: int,
 ) -> Scored:  # fmt: skip
+    """One row a metric, from its values clip by clip: intervals, paired differences and their tests, and a row of its
+    own for the shuffled control. Arguments as for ``score_videos``; ``baselines`` names those that read the brain."""
     if not len(ids) == len(scene) == metrics[0].values.shape[-1]:
         raise DataError(f"{len(ids)} ids, {len(scene)} scenes and {metrics[0].values.shape[-1]} clips; expected equal")
     boot = SceneBootstrap(scene, draws, seed)
@@ -239,22 +326,26 @@ def _scored(
         floors = {name: found for name, found in beside.items() if name not in baselines}
         ceiling = None if metric.ceiling is None else boot.of(metric.ceiling, metric.statistic)
         share, share_interval = _brain_attributable(boot, value, floors.get(shuffled), ceiling)
-        low, high = boot.interval(value.draws) or (None, None)
+        low, high = _interval(boot, value, metric.values, metric.unit)
         differences = {name: boot.interval(value.draws - other.draws) for name, other in beside.items()}
+        tests = {
+            name: paired_p_value(metric.values - np.atleast_2d(values).mean(axis=0), scene, draws=draws, seed=seed)
+            for name, values in metric.beside.items()
+        }
         score = Score(
             metric=metric.name,
             method=method,
             value=value.value,
             ci_low=low,
             ci_high=high,
-            chance=None if metric.chance is None else float(getattr(np, metric.statistic)(metric.chance)),
+            chance=_summary(metric.chance, metric.statistic),
             floors={name: floor.value for name, floor in floors.items()},
-            baselines={name: beside[name].value for name in baselines},
+            baselines={name: beside[name].value for name in baselines if name in beside},
             differences={name: ends for name, ends in differences.items() if ends is not None},
             ceiling=None if ceiling is None else ceiling.value,
             brain_attributable=share,
             brain_attributable_interval=share_interval,
-            p_value=metric.p_value,
+            p_values={**metric.p_values, **{name: p for name, p in tests.items() if p is not None}},
             n=len(ids),
             n_effective=n_effective(scene),
             n_repeats=n_repeats,
@@ -268,20 +359,33 @@ def _scored(
         rows = {method: metric.values}
         if shuffled in floors:
             name = f"{method}, {shuffled}"
-            scores.append(_control(score, name, floors[shuffled], boot))
+            ends = _interval(boot, floors[shuffled], metric.beside[shuffled], metric.unit)
+            scores.append(_control(score, name, floors[shuffled].value, ends))
             rows[name] = np.atleast_2d(metric.beside[shuffled]).mean(axis=0)
         for name, values in rows.items():
-            columns = {"clip": list(ids), "scene": scene, "method": name, "space": space, "metric": metric.name}
+            columns: dict[str, Any] = {"clip": list(ids), "scene": scene, "method": name, "space": space}
+            columns |= {"metric": metric.name} | ({} if n_repeats is None else {"n_repeats": n_repeats})
             parts.append(pd.DataFrame(columns | {"value": np.asarray(values, np.float64)}))
     return Scored(scores, pd.concat(parts, ignore_index=True))
 
 
-def _control(score: Score, name: str, floor: Resampled, boot: SceneBootstrap) -> Score:
-    """The row of the shuffled floor, with its own interval: it should not lie above chance."""
-    low, high = boot.interval(floor.draws) or (None, None)
+def _summary(values: np.ndarray | None, statistic: Statistic) -> float | None:
+    return None if values is None else float(getattr(np, statistic)(values))
+
+
+def _interval(
+    boot: SceneBootstrap, found: Resampled, values: np.ndarray, unit: str
+) -> tuple[float, float] | tuple[None, None]:
+    rare = rare_share_interval(np.asarray(values, np.float64), boot.block) if unit == "share" else None
+    return rare or boot.interval(found.draws) or (None, None)
+
+
+def _control(score: Score, name: str, value: float, ends: tuple[float, float] | tuple[None, None]) -> Score:
+    """The row of the shuffled floor, with its own interval: it should contain chance."""
     return replace(
-        score, method=name, value=floor.value, ci_low=low, ci_high=high, floors={}, baselines={}, differences={},
-        ceiling=None, brain_attributable=None, brain_attributable_interval=None, p_value=None, control=True,
+        score, method=name, value=value, ci_low=ends[0], ci_high=ends[1], floors={}, baselines={},
+        differences={}, ceiling=None, brain_attributable=None, brain_attributable_interval=None, p_values={},
+        control=True,
     )  # fmt: skip
 
 

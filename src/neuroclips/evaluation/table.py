@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
-from neuroclips.artefacts import write_json
+from neuroclips.artefacts import write_json, written_aside
 from neuroclips.errors import ArtefactError
+from neuroclips.evaluation.significance import holm
 
 Interval = tuple[float, float]  # low, high
 
@@ -32,7 +36,9 @@ class Score:
     differences : value minus floor or baseline, paired interval.
     ceiling : best reachable score, measured on the same clips.
     brain_attributable : (value - shuffled floor) / (ceiling - shuffled floor), and its interval.
-    p_value : one-sided permutation test against pairings shuffled across scenes.
+    p_values : "other pairings": one-sided permutation test of identification against pairings shuffled across scenes;
+        a floor's or baseline's name: two-sided paired test of the mean difference to it, by flips of whole scenes.
+    p_holm : the same, adjusted for all metrics in which this method is compared with the same thing (``with_holm``).
     n_effective : Kish's effective number of scenes; n clips are not n independent clips.
     control : the row is a floor shown with its own interval, not a method.
     """
@@ -52,7 +58,8 @@ class Score:
     ceiling: float | None = None
     brain_attributable: float | None = None
     brain_attributable_interval: Interval | None = None
-    p_value: float | None = None
+    p_values: Mapping[str, float] = field(default_factory=dict)
+    p_holm: Mapping[str, float] = field(default_factory=dict)
     n_repeats: int | None = None
     space: str = "video"
     unit: str = ""
@@ -74,20 +81,52 @@ class Score:
         return low > 0 if self.higher_is_better else high < 0
 
     @property
+    def contains_chance(self) -> bool | None:
+        """Whether chance lies in the interval, as it should for a control; None without chance or interval."""
+        if self.chance is None or self.ci_low is None or self.ci_high is None:
+            return None
+        return self.ci_low <= self.chance <= self.ci_high
+
+    @property
     def beats_chance(self) -> bool | None:
         """Whether the interval lies on the good side of chance; None without chance or interval.
 
-        A control should read False. (A shuffled strong decoder may score *below* chance: it confidently finds another
-        clip.)
+        A control should read False.
         """
         if self.chance is None or self.ci_low is None or self.ci_high is None:
             return None
         return self.ci_low > self.chance if self.higher_is_better else self.ci_high < self.chance
 
 
+def with_holm(scores: Sequence[Score]) -> list[Score]:
+    """The same rows with ``p_holm``: Holm's adjustment over the metrics of a method and its number of repeats.
+
+    A family is one method compared with one thing (such as the shuffled floor) in every metric and space.
+    """
+    families: dict[tuple[str, int | None, str], list[tuple[int, float]]] = {}
+    for row, score in enumerate(scores):
+        for name, p in score.p_values.items():
+            families.setdefault((score.method, score.n_repeats, name), []).append((row, p))
+    adjusted: list[dict[str, float]] = [{} for _ in scores]
+    for (_, _, name), members in families.items():
+        for (row, _), p in zip(members, holm([p for _, p in members])):
+            adjusted[row][name] = float(p)
+    return [replace(score, p_holm=p) for score, p in zip(scores, adjusted)]
+
+
 def write_scores(path: Path, scores: Sequence[Score]) -> None:
     """Write scores as a JSON list, atomically; a value that is not finite is written as null."""
     write_json(path, [_without_nan(asdict(score)) for score in scores])
+
+
+def write_tables(folder: Path, scores: Sequence[Score], per_clip: pd.DataFrame) -> None:
+    """``scores.json`` for programs, ``scores.md`` and ``scores.tex`` for people and papers, ``per_clip.parquet``."""
+    write_scores(folder / "scores.json", scores)
+    for name, text in (("scores.md", markdown_table(scores)), ("scores.tex", latex_table(scores))):
+        with written_aside(folder / name) as aside:
+            aside.write_text(text)
+    with written_aside(folder / "per_clip.parquet") as aside:
+        per_clip.to_parquet(aside)
 
 
 def read_scores(path: Path) -> list[Score]:
@@ -127,6 +166,8 @@ def scores_to_frame(scores: Sequence[Score]) -> pd.DataFrame:
     for score in scores:
         row = asdict(score)
         floors, baselines, differences = row.pop("floors"), row.pop("baselines"), row.pop("differences")
+        row |= {f"p, {name}": p for name, p in row.pop("p_values").items()}
+        row |= {f"p, {name}, Holm": p for name, p in row.pop("p_holm").items()}
         interval = row.pop("brain_attributable_interval") or (None, None)
         row["brain_attributable_low"], row["brain_attributable_high"] = interval
         row |= {f"floor: {name}": value for name, value in floors.items()}
@@ -170,17 +211,83 @@ def score_interval(score: Score) -> Interval | None:
     return None if score.ci_low is None or score.ci_high is None else (score.ci_low, score.ci_high)
 
 
-def rich_table(scores: Sequence[Score], title: str = "Scores") -> Table:
-    """The scores for a terminal, one row each, controls dimmed."""
-    table = Table(title=title, caption="95 % scene-bootstrap intervals; n eff: Kish's effective number of scenes")
-    for heading in ("space", "metric", "method", "score", "95 %", "chance", "beside", "ceiling", "brain", "n", "n eff"):
-        table.add_column(heading, justify="left" if heading in {"space", "metric", "method", "beside"} else "right")
-    for s in scores:
-        beside = ", ".join(f"{k} {format_value(v, s.unit)}" for k, v in {**s.floors, **s.baselines}.items())
-        table.add_row(
-            s.space, s.metric, s.method, format_value(s.value, s.unit), format_interval(score_interval(s), s.unit),
-            format_value(s.chance, s.unit), beside or "–", format_value(s.ceiling, s.unit),
-            format_value(s.brain_attributable, "share"), str(s.n), f"{s.n_effective:.1f}",
-            style="dim" if s.control else None,
-        )  # fmt: skip
-    return table
+_HEADINGS = (
+    "space",
+    "metric",
+    "method",
+    "score",
+    "95 %",
+    "chance",
+    "beside",
+    "ceiling",
+    "from the brain",
+    "n",
+    "n eff",
+)
+
+
+def _cells(s: Score) -> tuple[str, ...]:
+    beside = ", ".join(f"{k} {format_value(v, s.unit)}" for k, v in {**s.floors, **s.baselines}.items())
+    return (
+        s.space, s.metric if s.higher_is_better else f"{s.metric} (lower is better)", s.method,
+        format_value(s.value, s.unit), format_interval(score_interval(s), s.unit), format_value(s.chance, s.unit),
+        beside or "–", format_value(s.ceiling, s.unit), format_value(s.brain_attributable, "share"), str(s.n),
+        f"{s.n_effective:.1f}",
+    )  # fmt: skip
+
+
+def markdown_table(scores: Sequence[Score]) -> str:
+    """The scores as a Markdown table, controls in italics; notes below it, each once."""
+    rows = [tuple(f"*{cell}*" for cell in _cells(s)) if s.control else _cells(s) for s in scores]
+    lines = [_HEADINGS, ("---",) * 3 + ("---:",) * 3 + ("---",) + ("---:",) * 4, *rows]
+    notes = dict.fromkeys(f"* {s.space}, {s.metric}: {s.note}" for s in scores if s.note)
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join([table, "", *notes, "", _CAPTION]) + "\n"
+
+
+_CAPTION = "Intervals: 95 %, bootstrap over scenes. n eff: Kish's effective number of scenes."
+_TEX = str.maketrans({c: f"\\{c}" for c in "%&_#$"} | {"–": "--", "²": "$^2$", "×": r"$\times$"})
+
+
+def latex_table(scores: Sequence[Score]) -> str:
+    """The scores as a LaTeX ``tabular`` (needs ``booktabs``), controls left out: they are the shuffled floor."""
+    wanted = [i for i, heading in enumerate(_HEADINGS) if heading != "n eff"]
+    lines = [[_cells(s)[i].translate(_TEX) for i in wanted] for s in scores if not s.control]
+    head = " & ".join(_HEADINGS[i].translate(_TEX) for i in wanted)
+    body = "\n".join(" & ".join(line) + r" \\" for line in lines)
+    return (
+        f"% {_CAPTION}\n\\begin{{tabular}}{{lllrrrlrrr}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n"
+        "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def hardest_floor(score: Score) -> tuple[str, float] | None:
+    """Name and value of the floor that is hardest to beat; None without floors."""
+    known = {name: value for name, value in score.floors.items() if math.isfinite(value)}
+    pick = max if score.higher_is_better else min
+    return pick(known.items(), key=lambda item: item[1]) if known else None
+
+
+def rich_table(scores: Sequence[Score]) -> Group:
+    """The scores for a terminal, a table a method and space: each beside chance, its hardest floor and its ceiling."""
+    blocks: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        blocks.setdefault((score.method, score.space), []).append(score)
+    tables: list[RenderableType] = []
+    for (method, space), rows in blocks.items():
+        title = f"[bold]{escape(method)}[/bold], {escape(space)}: {rows[0].n} clips, n eff {rows[0].n_effective:.1f}"
+        table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
+        for heading in ("metric", "score", "95 %", "chance", "hardest floor", "ceiling", "brain"):
+            table.add_column(heading, justify="left" if heading in {"metric", "hardest floor"} else "right")
+        for s in rows:
+            floor, colour = hardest_floor(s), {True: "green", False: "red", None: "default"}[s.beats_floors]
+            table.add_row(
+                f"{s.metric}{'' if s.higher_is_better else ' ↓'}", f"[{colour}]{format_value(s.value, s.unit)}[/]",
+                format_interval(score_interval(s), s.unit), format_value(s.chance, s.unit),
+                "–" if floor is None else f"{format_value(floor[1], s.unit)} {escape(floor[0])}",
+                format_value(s.ceiling, s.unit), format_value(s.brain_attributable, "share"),
+                style="dim" if s.control else None,
+            )  # fmt: skip
+        tables.append(table)
+    return Group(*tables, f"{_CAPTION} Green beats every floor; red does not. brain: (score - shuffled) / "
+                 "(ceiling - shuffled).")  # fmt: skip

@@ -91,6 +91,20 @@ def caption(
 
 
 @app.command()
+def judge(
+    out: Out = None,
+    steps: Steps = 20_000,
+    minutes: Minutes = 19,
+    batch: Annotated[int, typer.Option(help="frames a step")] = 64,
+    seed: Seed = 1,
+) -> None:
+    """Train the picture-book judge, which scores videos and from which nothing learns."""
+    from neuroclips.mini.train_judge import main
+
+    print(main(out or shipped("judge"), steps=steps, minutes=minutes, batch=batch, seed=seed, device=DEVICE)["scores"])
+
+
+@app.command()
 def video(
     leg: Annotated[str, typer.Option(help="image, motion, control; or all in turn that are not done yet")] = "all",
     start: Annotated[Path | None, typer.Option(help="folder of the leg before, or of this one to go on with")] = None,

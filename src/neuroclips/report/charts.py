@@ -35,7 +35,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line chart. ``levels`` are named horizontal lines, such as chance or a ceiling."""
+    """A line chart. ``levels`` are named horizontal lines, such as chance; ``logarithmic`` is its x axis."""
 
     title: str
     x_label: str
@@ -43,6 +43,7 @@ class Curve:
     series: Sequence[Series]
     levels: Mapping[str, SupportsFloat] = field(default_factory=dict)
     note: str = ""
+    logarithmic: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,14 @@ def line_chart(curve: Curve) -> dict:
     y_values = _finite([v for s in curve.series for part in (s.y, s.low, s.high) if part is not None for v in part])
     y_ticks = nice_ticks(*_span([*y_values, *levels.values()]))
     x_ticks = sorted(set(x_values)) if len(set(x_values)) <= 8 else nice_ticks(min(x_values), max(x_values))
+    if curve.logarithmic and min(x_values) > 0:
+        x_ticks = sorted(set(x_values))
     left, right = min(x_ticks), max(x_ticks)
 
     def at(x: float | int, y: float | int) -> tuple[float, float]:
         share_x = (x - left) / (right - left) if right > left else 0.5
+        if curve.logarithmic and left > 0 and right > left:
+            share_x = math.log(x / left) / math.log(right / left)
         share_y = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return (round(LEFT + share_x * (WIDTH - LEFT - RIGHT), 1), round(HEIGHT - BOTTOM - share_y * _PLOT_HEIGHT, 1))
 
@@ -150,13 +155,14 @@ def dot_panels(scores: Sequence[Score]) -> list[dict]:
 
     All rows of a panel share one scale, so positions compare.
     """
-    panels = []
+    panels, spaces = [], list(dict.fromkeys(s.space for s in scores))
     for space, metric in dict.fromkeys((s.space, s.metric) for s in scores):
         rows = [s for s in scores if (s.space, s.metric) == (space, metric)]
         ticks = nice_ticks(*_span(_finite(_numbers(rows))), about=4)
         unit = rows[0].unit
         panels.append({
-            "space": space, "metric": metric, "note": rows[0].note, "higher": rows[0].higher_is_better,
+            "order": spaces.index(space), "space": space, "metric": metric, "note": rows[0].note,
+            "higher": rows[0].higher_is_better,
             "ticks": [(_percent(t, ticks), _tick_text(t, unit)) for t in ticks],
             "rows": [_dot_row(score, ticks) for score in rows],
         })  # fmt: skip

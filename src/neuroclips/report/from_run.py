@@ -12,6 +12,7 @@ import pandas as pd
 
 from neuroclips.artefacts import read_arrays, read_json
 from neuroclips.data.prepare import Prepared, load_clips
+from neuroclips.evaluation.curves import read_curves
 from neuroclips.evaluation.table import Score, read_scores
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
@@ -71,6 +72,7 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
         notice=notice,
         lag_curve=_lag_curve(cards["prepare"]["summary"]),
         repeats_curve=_repeats_curve(scores, recipe.decoders.methods[-1]),
+        curves=_conditions(run / "evaluate" / "curves.json"),
         training_curves=_training_curves(recipe) + _decoder_curves(recipe, cards),
         voxels=_voxels(prepared),
         card=_card(recipe, cards),
@@ -134,6 +136,51 @@ def _repeats_curve(scores: Sequence[Score], method: str) -> Curve | None:
         levels={"chance": rows[0].chance or 0.0},
         note="The share of test clips found at first choice among all test clips, from the mean of so many scans.",
     )
+
+
+_CONDITIONS = {
+    "training minutes": (
+        "More training film", "minutes of film", "Ridge, fitted to whole segments of the training film.",
+    ),
+    "components": (
+        "A narrow bottleneck", "numbers that a response is squeezed into",
+        "Ridge through so few numbers a clip (BrainBits, Mayo et al. 2024). If few of them do as well as all, little "
+        "is read from the brain.",
+    ),
+    "lag": (
+        "Other volumes", "lag of the response (TRs)", "Ridge, fitted to responses so many TRs after the clip.",
+    ),
+}  # fmt: skip
+
+
+def _conditions(path: Path) -> list[Curve]:
+    """Identification under other conditions, and what leaving out the least certain clips gains."""
+    points, abstention = read_curves(path)
+    curves = []
+    for name, (title, label, note) in _CONDITIONS.items():
+        rows = sorted((p for p in points if p.curve == name), key=lambda p: p.x)
+        if len(rows) < 2:
+            continue
+        scores, x = [p.score for p in rows], [p.x for p in rows]
+        lines = [Series("ridge", x, *(_numbers(scores, part) for part in ("value", "ci_low", "ci_high")))]
+        if all("shuffled" in s.floors for s in scores):
+            lines.append(Series("shuffled across scenes", x, [s.floors["shuffled"] for s in scores]))
+        lines.append(Series("chance", x, _numbers(scores, "chance")))
+        logarithmic = name == "components"
+        curves.append(Curve(title, label, "top-1 identification", lines, note=note, logarithmic=logarithmic))
+    if abstention is not None:
+        ends = (abstention.ci_low, abstention.ci_high)
+        found = Series("most certain clips", abstention.coverage, abstention.value, *ends)
+        p = "" if abstention.p_value is None else f", p {abstention.p_value:.2g}"
+        curves.append(
+            Curve(
+                "Does it know when it is right?", "share of clips that are answered", "top-1 identification", [found],
+                levels={"all clips": abstention.overall},
+                note="Clips are ranked by how well the tokens of their single presentations agree; the truth plays no "
+                f"part in that. A useless confidence is flat. Gain over it {abstention.area:.3f}{p}.",
+            )
+        )  # fmt: skip
+    return curves
 
 
 def _training_curves(recipe: Recipe) -> list[Curve]:

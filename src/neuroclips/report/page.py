@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Credit:
 class ReportData:
     """Everything on the page. Parts that a run does not have are None or empty and leave no trace.
 
-    what, source : complete "We decoded WHAT from SOURCE."
+    what, source : complete "We decoded WHAT from SOURCE."; ``opening`` takes that sentence's place.
     scores : rows of the score table.
     headline : the score that the first paragraph is about; the first row that is no control by default.
     per_clip : columns clip, scene, method, space, metric, value (``evaluation.scores.Scored.per_clip``).
@@ -120,9 +120,9 @@ class ReportData:
     """
 
     title: str
-    what: str
-    source: str
-    scores: Sequence[Score]
+    what: str = ""
+    source: str = ""
+    scores: Sequence[Score] = ()
     headline: ScoreName | None = None
     per_clip: pd.DataFrame | None = None
     clips: Sequence[ReportClip] = ()
@@ -130,8 +130,10 @@ class ReportData:
     clip_seconds: float | int = 2.0
     exhibits: Sequence[Exhibit] = ()
     notice: str = ""
+    opening: str = ""
     lag_curve: Curve | None = None
     repeats_curve: Curve | None = None
+    curves: Sequence[Curve] = ()
     training_curves: Sequence[Curve] = ()
     voxels: VoxelSummary | None = None
     card: RunCard | None = None
@@ -158,7 +160,7 @@ def render_report(data: ReportData) -> str:
     templates = files("neuroclips.report").joinpath("templates")
     script = templates.joinpath("report.js").read_text(encoding="utf-8")
     headline = _headline_score(data)
-    curves = [c for c in (data.repeats_curve, data.lag_curve) if c is not None]
+    curves = [c for c in (data.repeats_curve, *data.curves, data.lag_curve) if c is not None]
     return environment.get_template("report.html.j2").render(
         data=data,
         headline=headline,
@@ -221,7 +223,7 @@ def _name_of(score: Score) -> ScoreName:
 
 def _sentences(data: ReportData, score: Score | None) -> list[str]:
     """The first paragraph in plain words: what was decoded from what, and how good against floor and ceiling."""
-    said = [f"We decoded {data.what} from {data.source}."]
+    said = [data.opening or f"We decoded {data.what} from {data.source}."]
     if score is None:
         return said
 
@@ -281,7 +283,11 @@ def _table_row(score: Score) -> dict[str, Any]:
         ends = score.differences.get(name)
         return "" if ends is None else f"difference {format_interval(ends, score.unit)}"
 
-    p, beside = score.p_value, {**score.floors, **score.baselines}
+    test = next((name for name in ("other pairings", "shuffled") if name in score.p_values), None)
+    p = "–" if test is None else f"{score.p_values[test]:.2g}"
+    if test is not None and test in score.p_holm:
+        p += f" ({score.p_holm[test]:.2g})"
+    beside = {**score.floors, **score.baselines}
     return {
         "score": score, "value": format_value(score.value, score.unit),
         "interval": format_interval(score_interval(score), score.unit),
@@ -289,7 +295,7 @@ def _table_row(score: Score) -> dict[str, Any]:
         "beside": [(name, format_value(v, score.unit), difference(name)) for name, v in beside.items()],
         "brain": format_value(score.brain_attributable, "share"),
         "brain_interval": format_interval(score.brain_attributable_interval, "share"),
-        "p": "–" if p is None else f"{p:.2g}", "n_effective": f"{score.n_effective:.1f}",
+        "p": p, "n_effective": f"{score.n_effective:.1f}",
     }  # fmt: skip
 
 
@@ -298,8 +304,11 @@ def _gallery(data: ReportData) -> dict[str, Any] | None:
         return None
     row = next((s for s in data.scores if _name_of(s) == data.gallery), None)
     unit, higher = (row.unit, row.higher_is_better) if row else ("", True)
-    shown = data.per_clip[data.per_clip["clip"].isin({clip.id for clip in data.clips})]
+    shown, ids = data.per_clip, {clip.id for clip in data.clips}
     clips = percentile_clips(shown, data.gallery, higher)
+    if any(clip["id"] not in ids for clip in clips):  # rank those that the page has
+        shown = shown[shown["clip"].isin(ids)]
+        clips = percentile_clips(shown, data.gallery, higher)
     return {
         "name": data.gallery,
         "ranked": len(_values_of(shown, data.gallery)),
@@ -313,7 +322,9 @@ def _payload(data: ReportData) -> dict[str, Any]:
     if len(set(ids)) != len(ids):
         raise DataError(f"{len(ids)} clips have {len(set(ids))} different ids; expected one id a clip")
     columns, values = _per_clip_columns(data, ids)
+    ranked = None if data.gallery is None else asdict(data.gallery)
     return {
+        "shown": columns.index(ranked) if ranked in columns else 0,
         "columns": columns,
         "clips": [
             _encoded(clip, data.clip_seconds) | {"scene": clip.scene, "values": v}

@@ -81,8 +81,46 @@
     byId("clip-name").replaceChildren(clip.id, " ", make("span", `scene ${clip.scene} · ${place + 1} of ${order.length}`, "faint"));
     show(byId("stage"), clip);
     scoreTable(clip);
+    mark();
     if (note) history.replaceState(null, "", `#clip=${encodeURIComponent(clip.id)}`);
   };
+  // One dot a clip along a score; dots that would overlap are stacked.
+  const dots = byId("spread").querySelector("svg");
+  const mark = () => dots.querySelectorAll("circle").forEach((dot) => {
+    dot.classList.toggle("here", data.clips[Number(dot.dataset.clip)].id === data.clips[order[place()]].id);
+  });
+  const spread = () => {
+    const column = Number(byId("column").value), make = (tag) => document.createElementNS("http://www.w3.org/2000/svg", tag);
+    const known = data.clips.map((clip, i) => [clip.values[column], i]).filter(([value]) => value !== null).sort((a, b) => a[0] - b[0]);
+    const low = known[0]?.[0] ?? 0, high = known.at(-1)?.[0] ?? 1, stacked = new Map();
+    const bins = known.map(([value]) => high > low ? Math.round(120 * (value - low) / (high - low)) : 60);
+    bins.forEach((bin) => stacked.set(bin, (stacked.get(bin) ?? 0) + 1));
+    const step = Math.min(8, 110 / Math.max(...stacked.values(), 1)), height = step * Math.max(...stacked.values(), 1) + 34;
+    stacked.clear();
+    dots.setAttribute("viewBox", `0 0 1000 ${height}`);
+    const circles = known.map(([value, i], k) => {
+      const dot = make("circle"), title = make("title"), level = stacked.get(bins[k]) ?? 0;
+      stacked.set(bins[k], level + 1);
+      Object.entries({ cx: 20 + 8 * bins[k], cy: height - 26 - step * level, r: 3.6 }).forEach(([name, x]) => dot.setAttribute(name, x));
+      dot.dataset.clip = i;
+      title.textContent = `${data.clips[i].id}: ${value}`;
+      dot.append(title);
+      return dot;
+    });
+    const labels = [[low, 20, "start"], [(low + high) / 2, 500, "middle"], [high, 980, "end"]].map(([value, x, anchor]) => {
+      const label = make("text");
+      Object.entries({ x, y: height - 4, "text-anchor": anchor }).forEach(([name, v]) => label.setAttribute(name, v));
+      label.textContent = Number(value.toPrecision(3));
+      return label;
+    });
+    dots.replaceChildren(...circles, ...labels);
+    mark();
+  };
+  dots.addEventListener("click", ({ target }) => {
+    const dot = target.closest("circle");
+    if (dot) go(order.indexOf(Number(dot.dataset.clip)));
+  });
+  byId("column").addEventListener("change", spread);
   const place = () => Number(byId("slider").value);
   const step = (by) => go((place() + by + order.length) % order.length);
 
@@ -111,6 +149,16 @@
       byId("order").append(option);
     }
   });
+  data.columns.forEach((column, i) => {
+    const option = make("option", `${column.metric} (${column.space}), ${column.method}`);
+    option.value = i;
+    byId("column").append(option);
+  });
+  byId("spread").hidden = data.columns.length === 0;
+  if (data.columns.length) {
+    byId("column").value = data.shown;
+    spread();
+  }
   byId("order").addEventListener("change", () => {
     const [column, direction] = byId("order").value.split(" ");
     order = data.clips.map((_, i) => i);
