@@ -147,14 +147,14 @@ class _Reader:
                 filled[:, r] = (bold != 0).any(axis=1)
                 if not clips.present[rows, r].all() or not filled[:, r].any():
                     continue
-                scan = Scan(clips.split, name, r + 1, bold[:, self.voxels], self.label)
+                scan = Scan(clips.split, name, r + 1, bold[:, self.voxels])
                 self.found += checks.check_values(scan.name, bold, whole=whole)
                 finite = np.isfinite(bold).all(axis=0)
                 if clips.split == "train":
                     self.usable &= finite & (bold.max(axis=0) > bold.min(axis=0))
                 bold = np.where(finite, bold, np.float32(0))
                 self.scans.append(replace(scan, values=bold[:, self.voxels]))
-                self.prints.append(replace(scan, values=bold[:, self.places]))
+                self.prints.append(replace(scan, values=bold[:, self.places], data=self.label))
                 yield zscore(bold)
 
         each = runs()

@@ -140,7 +140,8 @@ def _score_decoded(
     compared = method != "ridge" and "ridge" in recipe.decoders.methods
     ridge = read_arrays(made / f"ridge-{k}.safetensors") if compared else {}
     parts = []
-    for part, predicted in found.items():
+    for part in (name for name in ("tokens", "prior_tokens", "latents") if name in found):
+        predicted = found[part]
         space = "tokens" if part == "prior_tokens" else part
         name = "prior" if part == "prior_tokens" else method
         given: dict[str, Any] = {

@@ -545,7 +545,8 @@ def check_similarity(
     segment : of the training clips. space : what the embedding is, for the text.
 
     Each training clip's nearest clip *of another segment* gives a distribution of cosines. Warning: more than 25 %
-    of test clips have a nearest training clip beyond its 95th percentile (5 % would by chance). Expected in films that
+    of test clips have a nearest training clip beyond its 95th percentile (5 % would by chance); for them, too, one
+    training segment is left out, each in turn, and the shares averaged. Expected in films that
     come back to the same places; such a score says less about new film.
     """
     check = "test film like training film"

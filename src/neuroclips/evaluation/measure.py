@@ -20,6 +20,9 @@ from neuroclips.evaluation.pixels import as_unit_float, pixel_correlation, psnr,
 from neuroclips.shapes import Float32
 
 
+_VALUES_AT_ONCE = 1 << 22
+
+
 @runtime_checkable
 class VideoSet(Protocol):
     """Videos (B, F, 3, H, W), uint8 or float in [0, 1]: an array, or a source that is read when it is indexed."""
@@ -73,7 +76,7 @@ def measure_videos(
     frames_shuffled: Collection[str] = (),
     seed: int = 0,
     legacy: bool = False,
-    batch: int = 8,
+    batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Measured]:
     """Every metric of every set, in one pass over the clips.
@@ -84,7 +87,7 @@ def measure_videos(
     frames_shuffled : sets for which motion is also measured with each clip's frames in another order.
     seed : of those orders; a clip's depends on its number, not on ``batch``.
     legacy : also the field's odd ones.
-    batch : clips read at a time; two batches are at work at once.
+    batch : clips read at a time, by default about 16 MB of floats; two batches are at work at once.
     progress : called with (clips done, clips).
 
     Raises
@@ -94,6 +97,7 @@ def measure_videos(
     """
     flat = {name: _as_list(given) for name, given in sets.items()}
     n = truth.shape[0]
+    batch = batch or max(1, _VALUES_AT_ONCE // int(np.prod(truth.shape[1:])))
     for name, each in flat.items():
         for videos in each:
             if tuple(videos.shape) != tuple(truth.shape):

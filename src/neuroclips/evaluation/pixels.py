@@ -83,10 +83,15 @@ def _per_clip(metric: Callable[[np.ndarray, np.ndarray], np.ndarray], predicted:
 
 
 def _frame_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    x, y = (side.reshape(len(side), -1) - side.mean(axis=(1, 2, 3), dtype=np.float64)[:, None] for side in (x, y))
-    sd_x, sd_y = x.std(axis=1), y.std(axis=1)
-    flat = (sd_x < 1e-6) | (sd_y < 1e-6)  # one grey level in one pixel of 64 x 64 is 4e-5
-    return np.where(flat, 0, (x * y).mean(axis=1) / np.where(flat, 1, sd_x * sd_y))
+    return np.array([_correlation_of_one(a.ravel(), b.ravel()) for a, b in zip(x, y)])
+
+
+def _correlation_of_one(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = (side - side.mean(dtype=np.float64).astype(np.float32) for side in (x, y))
+    sd_x, sd_y = (np.sqrt(float(side @ side) / len(side)) for side in (x, y))
+    if sd_x < 1e-6 or sd_y < 1e-6:  # one grey level in one pixel of 64 x 64 is 4e-5
+        return 0.0
+    return float(x @ y) / len(x) / (sd_x * sd_y)
 
 
 def _frame_ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -111,8 +116,11 @@ def _ssim_of_one(x: np.ndarray, y: np.ndarray, width: int = _WINDOW) -> float:
 
 
 def _frame_psnr(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    mse = np.square(x - y).mean(axis=(1, 2, 3), dtype=np.float64)
-    return -10 * np.log10(np.maximum(mse, _MSE_OF_8_BITS))
+    def mse(a: np.ndarray, b: np.ndarray) -> float:
+        difference = (a - b).ravel()
+        return float(difference @ difference) / difference.size
+
+    return -10 * np.log10(np.maximum([mse(a, b) for a, b in zip(x, y)], _MSE_OF_8_BITS))
 
 
 def _frame_ssim_by_columns(x: np.ndarray, y: np.ndarray) -> np.ndarray:

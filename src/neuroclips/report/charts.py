@@ -110,9 +110,18 @@ def line_chart(curve: Curve) -> dict:
     return {
         "title": curve.title, "x_label": curve.x_label, "y_label": curve.y_label, "note": curve.note, "lines": lines,
         "levels": [{"name": k, "y": at(left, v)[1]} for k, v in levels.items()],
-        "x_ticks": [(at(x, y_ticks[0])[0], f"{x:g}") for x in x_ticks],
+        "x_ticks": _apart([(at(x, y_ticks[0])[0], f"{x:.4g}") for x in x_ticks]),
         "y_ticks": [(at(left, y)[1], f"{y:g}") for y in y_ticks],
     }  # fmt: skip
+
+
+def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    """The ticks without those whose labels would touch the next one's; the last stays."""
+    kept: list[tuple[float, str]] = []
+    for x, text in reversed(ticks):
+        if not kept or kept[-1][0] - x >= 4 * (len(text) + len(kept[-1][1])):
+            kept.append((x, text))
+    return kept[::-1]
 
 
 _PLOT_HEIGHT = HEIGHT - TOP - BOTTOM
