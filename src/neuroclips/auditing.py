@@ -33,6 +33,7 @@ from neuroclips.report.film import encode_jpeg
 VOXELS = 1000  # of highest reliability: enough to compare scans by, and 83 MB for the 86 runs of a CC2017 subject
 PRINTS = 500  # vertices that all subjects have, to compare subjects by
 PICTURES = 8  # pairs of clips shown
+LISTED = 5  # findings of one kind in the terminal
 _COLOURS = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 
@@ -252,16 +253,20 @@ class _Reader:
 
 
 def rich_table(result: Audit) -> Table:
-    """The findings for a terminal, faults first: what, where and what to do below each other."""
+    """The findings for a terminal, faults first; of many of one kind the first five (``audit.json`` has all)."""
     faults, warnings = (sum(f.severity == s for f in result.findings) for s in ("fault", "warning"))
     table = Table("", "check", "found", title=f"Audit: {faults} faults, {warnings} warnings", show_lines=True)
+    kinds: dict[tuple[Severity, str], list[Finding]] = {}
     for f in result.findings:
-        colour = _COLOURS[f.severity]
-        where = ": ".join(part for part in (f.data, f.where) if part)
-        lines = [escape(f.found), f"[dim]where[/] {escape(where)}" if where else "", f"[dim]do[/] {escape(f.do)}"]
-        table.add_row(
-            f"[{colour}]{f.severity}[/]", f.check, "\n".join(line for line in lines[: 2 + bool(f.do)] if line)
-        )
+        kinds.setdefault((f.severity, f.check), []).append(f)
+    for (severity, check), alike in kinds.items():
+        lines = []
+        for f in alike[:LISTED]:
+            where = ": ".join(part for part in (f.data, f.where) if part)
+            lines.append((f"[bold]{escape(where)}[/]: " if where else "") + escape(f.found))
+        lines += [f"and {len(alike) - LISTED} more"] if len(alike) > LISTED else []
+        lines += [f"[dim]do:[/] {escape(do)}" for do in dict.fromkeys(f.do for f in alike if f.do)]
+        table.add_row(f"[{_COLOURS[severity]}]{severity}[/]", check, "\n".join(lines))
     return table
 
 

@@ -261,6 +261,35 @@ def audit(
         raise typer.Exit(1)
 
 
+@app.command(
+    epilog="Examples: `neuroclips table runs/seed7 runs/seed8 runs/seed9 --metric top-1`   "
+    "`neuroclips table runs/demo --space video --latex > table.tex`"
+)
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="folders that hold a scores.json", metavar="RUN...")],
+    space: Annotated[list[str] | None, typer.Option(help="only of this space; may be given again")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="only of this method; may be given again")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="only by this metric; may be given again")] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="LaTeX (booktabs) in place of Markdown")] = False,
+) -> None:
+    """Scores of one run, or of several subjects or seeds side by side, each by itself and their mean."""
+    from neuroclips.evaluation.across import ENOUGH, across_runs, table_of
+    from neuroclips.evaluation.table import read_scores
+
+    found = across_runs([read_scores(run / "scores.json") for run in runs])
+    kept = [
+        each for each in found
+        if (not space or each.rows[0].space in space)
+        and (not method or each.rows[0].method in method)
+        and (not metric or each.rows[0].metric in metric)
+    ]  # fmt: skip
+    if not kept:
+        raise DataError("no score of that space, method and metric; leave out --space, --method or --metric to see all")
+    typer.echo(table_of(kept, latex=latex), nl=False)
+    if len(runs) < ENOUGH:
+        typer.echo(f"{len(runs)} of the {ENOUGH} runs that a table to be reported should have", err=True)
+
+
 @app.command(epilog="Example: `neuroclips recipes`")
 def recipes() -> None:
     """List the recipes that ship with the package."""

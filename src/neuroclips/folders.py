@@ -65,7 +65,7 @@ class Question:
     @property
     def sources(self) -> dict[str, VideoSource]:
         """Everything that is read, by what it is."""
-        found = {"truth": self.truth, **self.methods, **self.floors, **self.baselines}
+        found = {"film": self.truth, **self.methods, **self.floors, **self.baselines}
         extra = {"ceiling": self.ceiling, "training film": self.training}
         return found | {name: source for name, source in extra.items() if source is not None}
 
@@ -90,7 +90,7 @@ def ask(
     """
     floors, baselines = floors or {}, baselines or {}
     names = [*methods, *floors, *baselines]
-    twice = sorted({name for name in names if names.count(name) > 1 or name in {"truth", "shuffled", "mean frame"}})
+    twice = sorted({name for name in names if names.count(name) > 1 or name in {"film", "shuffled", "mean frame"}})
     if twice:
         raise DataError(f"{twice[0]!r} names two sets of videos; give each another name (NAME=FOLDER)")
     others = {**methods, **floors, **baselines, **({} if ceiling is None else {"ceiling": ceiling})}
@@ -228,11 +228,11 @@ def score_folders(
             )  # fmt: skip
     for judge in judges:
         with _timed(judge.name, stages):
-            wanted = {**question.methods, **question.floors, **question.baselines, "truth": truth}
+            wanted = {**question.methods, **question.floors, **question.baselines, "film": truth}
             if question.ceiling is not None:
                 wanted["ceiling"] = question.ceiling
             seen: dict[str, Any] = {name: _look(judge, s, looks, name, report) for name, s in wanted.items()}
-            goal = seen.pop("truth")
+            goal = seen.pop("film")
             one = judge.look(np.rint(still[:1] * 255).astype(np.uint8), frames=looks)
             seen["mean frame"] = Seen(
                 np.repeat(one.features, len(truth), axis=0),

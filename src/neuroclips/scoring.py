@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from neuroclips.artefacts import read_arrays, read_json, write_json
+from neuroclips.artefacts import file_hash, read_arrays, read_json, write_json
 from neuroclips.curves import score_curves
 from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips
@@ -97,7 +97,13 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
 
 
 def judge_names(recipe: Recipe) -> list[str]:
-    """The recipe's judges; one that is neither a known name nor a folder is refused before any work."""
+    """The recipe's judges. One that is no known name or folder, or that training aims at, is refused before any work."""
+    folders = [Path(name) for name in recipe.evaluate.judges if Path(name).is_dir()]
+    targets = {**weights_hashes(recipe), **decoder_weights(recipe)}
+    for folder in folders:
+        for path in folder.glob("*.safetensors"):
+            if file_hash(path) in targets.values():
+                raise RecipeError(f"evaluate.judges: {folder} is what training aims at; expected an outside network")
     unknown = [name for name in recipe.evaluate.judges if name not in JUDGES and not Path(name).is_dir()]
     if unknown:
         raise RecipeError(f"evaluate.judges: no judge {unknown[0]!r}; there are {', '.join(JUDGES)}, or give a folder")
@@ -214,10 +220,11 @@ def _generated(run: Path, prepared: Prepared) -> _Sets:
     names = {"decoded": "neuroclips", "fused": "neuroclips, fused"}
     names |= {slug: f"neuroclips, {slug.replace('-', ' ')}" for slug in ABLATIONS}
     quick = read_arrays(run / "reconstruct" / "videos.safetensors")
+    no_brain = {"no brain": videos("no-brain")} if (made / "no-brain.safetensors").exists() else {}
     return _Sets(
         rows,
         {name: videos(slug) for slug, name in names.items() if (made / f"{slug}.safetensors").exists()},
-        _still(prepared, len(rows)),
+        {**_still(prepared, len(rows)), **no_brain},
         [videos(f"shuffled-{s}") for s in range(len(list(made.glob("shuffled-*.safetensors"))))],
         {name: np.asarray(array[rows]) for name, array in quick.items()},
         videos("ceiling"),

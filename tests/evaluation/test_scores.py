@@ -187,3 +187,11 @@ def test_chance_without_neighbours_or_likeness_is_the_analytic_one(placed):
     found = score_identification("m", predicted, truth, reference=np.zeros(9), **placed, exclude_seconds=0.0, floors={})
     chance = {metric: s.chance for metric, s in by_metric(found, "m").items()}
     assert chance == pytest.approx({"top-1": 1 / B, "top-5": 5 / B, "pairwise": 0.5, "median rank": 30.5}, rel=0.06)
+
+
+def test_no_brain_share_where_the_ceiling_is_below_the_floor(clips):
+    """Else a method as bad as the ceiling would have all of it."""
+    truth = np.random.default_rng(9).integers(0, 256, size=(B, 1, 3, 8, 8), dtype=np.uint8)
+    noise = np.random.default_rng(10).integers(0, 256, size=truth.shape, dtype=np.uint8)
+    scored = score_videos("m", noise, truth, **clips, floors={"shuffled": truth}, ceiling=noise)
+    assert [s.brain_attributable for s in scored.scores] == [None] * len(scored.scores)

@@ -1,6 +1,8 @@
 import json
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -12,7 +14,9 @@ from neuroclips.evaluation.table import (
     read_scores,
     rich_table,
     scores_to_frame,
+    with_holm,
     write_scores,
+    write_tables,
 )
 
 SCORE = Score(
@@ -80,3 +84,28 @@ def test_frame_and_terminal_table_show_what_the_score_stands_beside():
 )  # fmt: skip
 def test_numbers_read_well(value, unit, text):
     assert format_value(value, unit) == text
+
+
+def test_holm_is_over_the_metrics_of_one_method_compared_with_one_thing():
+    rows = [
+        replace(SCORE, metric="a", method="m", n_repeats=5, p_values={"shuffled": 0.01, "ridge": 0.5}),
+        replace(SCORE, metric="b", method="m", n_repeats=5, p_values={"shuffled": 0.04}),
+        replace(SCORE, metric="a", method="other", n_repeats=5, p_values={"shuffled": 0.03}),
+        replace(SCORE, metric="a", method="m", n_repeats=1, p_values={"shuffled": 0.03}),
+    ]
+    adjusted = [score.p_holm for score in with_holm(rows)]
+    assert adjusted[0] == pytest.approx({"shuffled": 0.02, "ridge": 0.5})
+    assert adjusted[1] == pytest.approx({"shuffled": 0.04})
+    assert adjusted[2] == adjusted[3] == pytest.approx({"shuffled": 0.03})
+
+
+def test_tables_are_written_for_programs_and_for_people(tmp_path):
+    per_clip = pd.DataFrame({"clip": ["a", "b"], "value": [0.5, 1.0]})
+    write_tables(tmp_path, [SCORE], per_clip)
+    assert read_scores(tmp_path / "scores.json") == [SCORE]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "per_clip.parquet"), per_clip)
+    assert SCORE.metric in (tmp_path / "scores.md").read_text()
+    tex = (tmp_path / "scores.tex").read_text()
+    body = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert len({line.count("&") - line.count(r"\&") for line in body}) == 1
+    assert "%" not in tex.split("\n", 1)[1].replace(r"\%", "")  # an unescaped one would hide the rest of its line

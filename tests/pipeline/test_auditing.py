@@ -1,5 +1,6 @@
 """Data sets with one planted fault each, written as ``prepare`` writes them: that fault is found, and no other."""
 
+import io
 import json
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from neuroclips.data.cc2017 import N_CORTEX
 from neuroclips.data.lag import thumbnails
 from neuroclips.data.selection import repeat_correlation, select_voxels
 from neuroclips.errors import ArtefactError, DataError
+from neuroclips.evaluation.audit import Finding
 from neuroclips.recipe import SelectionRecipe
 
 T, F, H, W, V = 44, 3, 16, 24, 240
@@ -372,3 +374,15 @@ def test_a_run_through_the_command_line(tiny_run, tmp_path):
 def test_a_run_without_prepared_data_is_refused(tmp_path):
     with pytest.raises(ArtefactError, match=r"voxels\.safetensors"):
         auditing.audit([tmp_path], tmp_path / "out", Console(quiet=True))
+
+
+def test_many_findings_of_one_kind_are_shortened_on_the_terminal():
+    many = [Finding("values", "fault", f"odd [{i}]", f"run {i}", "do it", data="one") for i in range(9)]
+    console = Console(record=True, file=io.StringIO(), width=100)
+    console.print(auditing.rich_table(auditing.Audit([*many, Finding("effective n", "ok", "50")], [])))
+    shown = console.export_text()
+    assert "Audit: 9 faults, 0 warnings" in shown
+    assert "one: run 4: odd [4]" in shown
+    assert "run 5" not in shown
+    assert "and 4 more" in shown
+    assert shown.count("do it") == 1

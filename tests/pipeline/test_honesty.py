@@ -18,6 +18,7 @@ from neuroclips.data.prepare import load_clips
 from neuroclips.errors import NeuroClipsError, SplitLeakError
 from neuroclips.evaluation.table import read_scores
 from neuroclips.recipe import BrainRecipe, Recipe
+from neuroclips.scoring import PRIMARY
 from neuroclips.simulation.subject import simulate_subject
 
 SOURCE = Path(neuroclips.__file__).parent
@@ -38,6 +39,7 @@ def test_decoding_gives_the_same_bytes_when_the_truth_is_gone(tiny_run, tmp_path
             if file.endswith(".mp4"):  # the arrays of videos.safetensors again, to watch; H.264 bytes may vary
                 continue
             assert file_hash(run / name / file) == about["sha256"], f"{name}/{file}"
+    copied(tiny_run.directory / "curves", run / "curves")  # threads may round them otherwise
     (run / "observe").mkdir()
     with pytest.raises((NeuroClipsError, OSError), match="truth"):
         stages["observe"].work(run, run / "observe", tiny_run.recipe, console)
@@ -139,7 +141,7 @@ def scored(tmp_path_factory):
 
 
 def identification(scores):
-    return [s for s in scores if s.chance is not None and not s.control]
+    return [s for s in scores if s.metric in PRIMARY and not s.control]
 
 
 def test_a_brain_that_saw_the_film_beats_chance(scored):
@@ -161,16 +163,25 @@ def test_a_brain_that_did_not_see_it_does_not(scored):
 
 
 def test_shuffled_responses_of_a_brain_that_saw_it_do_not(scored):
-    controls = [s for s in scored[1.0] if s.chance is not None and s.control]
+    controls = [s for s in scored[1.0] if s.metric in PRIMARY and s.control]
     assert len(controls) == 8
-    assert [(s.space, s.metric, s.value) for s in controls if s.beats_chance] == []
+    assert [(s.space, s.metric, s.value, s.chance) for s in controls if not s.contains_chance] == []
+
+
+def test_no_share_of_a_score_is_owed_to_a_brain_that_did_not_see_it(scored):
+    shares = [s for s in scored[0.0] if s.brain_attributable is not None]
+    assert {"pixel correlation", "SSIM"} <= {s.metric for s in shares}  # identification has no ceiling above its floor
+    outside = [
+        (s.space, s.metric, s.brain_attributable_interval) for s in shares
+        if not s.brain_attributable_interval[0] <= 0 <= s.brain_attributable_interval[1]
+    ]  # fmt: skip
+    assert outside == []
+    assert all(s.brain_attributable_interval[0] > 0 for s in identification(scored[1.0]) if s.metric == "pairwise")
 
 
 def test_pixels_beat_the_mean_frame_only_with_a_signal(scored):
     def beats_mean_frame(scores):
-        return {
-            s.metric: s.differences["mean frame"][0] > 0 for s in scores if (s.space, s.method) == ("video", "blurry")
-        }
+        return {s.metric: s.beats("mean frame") for s in scores if (s.space, s.method) == ("video", "blurry")}
 
     assert beats_mean_frame(scored[1.0])["pixel correlation"]
     assert not any(beats_mean_frame(scored[0.0]).values())

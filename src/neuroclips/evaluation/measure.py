@@ -19,7 +19,6 @@ from neuroclips.evaluation.motion import direction_agreement, end_point_error, f
 from neuroclips.evaluation.pixels import as_unit_float, pixel_correlation, psnr, ssim, ssim_by_columns
 from neuroclips.shapes import Float32
 
-
 _VALUES_AT_ONCE = 1 << 22
 
 

@@ -325,7 +325,7 @@ def score_metrics(
         beside = {name: boot.of(values, metric.statistic) for name, values in metric.beside.items()}
         floors = {name: found for name, found in beside.items() if name not in baselines}
         ceiling = None if metric.ceiling is None else boot.of(metric.ceiling, metric.statistic)
-        share, share_interval = _brain_attributable(boot, value, floors.get(shuffled), ceiling)
+        share, share_interval = _brain_attributable(boot, value, floors.get(shuffled), ceiling, metric.higher_is_better)
         low, high = _interval(boot, value, metric.values, metric.unit)
         differences = {name: boot.interval(value.draws - other.draws) for name, other in beside.items()}
         tests = {
@@ -390,13 +390,14 @@ def _control(score: Score, name: str, value: float, ends: tuple[float, float] | 
 
 
 def _brain_attributable(
-    boot: SceneBootstrap, value: Resampled, floor: Resampled | None, ceiling: Resampled | None
+    boot: SceneBootstrap, value: Resampled, floor: Resampled | None, ceiling: Resampled | None, higher_is_better: bool
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """(value - floor) / (ceiling - floor), where the ceiling differs from the floor beyond its interval."""
-    if floor is None or ceiling is None or ceiling.value == floor.value:
+    """(value - floor) / (ceiling - floor), where the ceiling is better than the floor beyond its interval."""
+    sign = 1 if higher_is_better else -1
+    if floor is None or ceiling is None or sign * (ceiling.value - floor.value) <= 0:
         return None, None
-    room = boot.interval(ceiling.draws - floor.draws)
-    if room is not None and room[0] <= 0 <= room[1]:  # dividing by a room that may be nothing says nothing
+    room = boot.interval(sign * (ceiling.draws - floor.draws))
+    if room is not None and room[0] <= 0:  # dividing by a room that may be nothing says nothing
         return None, None
     with np.errstate(divide="ignore", invalid="ignore"):  # single draws may have no room; interval() skips those
         shares = (value.draws - floor.draws) / (ceiling.draws - floor.draws)

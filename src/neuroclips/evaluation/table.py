@@ -236,29 +236,33 @@ def _cells(s: Score) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def markdown_rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def latex_rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A LaTeX ``tabular``; needs the package ``booktabs``."""
+    head, *body = (" & ".join(cell.translate(_TEX) for cell in line) + r" \\" for line in (heading, *rows))
+    start, end = rf"\begin{{tabular}}{{{'l' * len(heading)}}}", r"\end{tabular}"
+    return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end]) + "\n"
+
+
 def markdown_table(scores: Sequence[Score]) -> str:
     """The scores as a Markdown table, controls in italics; notes below it, each once."""
     rows = [tuple(f"*{cell}*" for cell in _cells(s)) if s.control else _cells(s) for s in scores]
-    lines = [_HEADINGS, ("---",) * 3 + ("---:",) * 3 + ("---",) + ("---:",) * 4, *rows]
-    notes = dict.fromkeys(f"* {s.space}, {s.metric}: {s.note}" for s in scores if s.note)
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return "\n".join([table, "", *notes, "", _CAPTION]) + "\n"
+    notes = dict.fromkeys(f"* {s.space}, {s.metric}: {s.note}\n" for s in scores if s.note)
+    return f"{markdown_rows(_HEADINGS, rows)}\n{''.join(notes)}\n{_CAPTION}\n"
 
 
 _CAPTION = "Intervals: 95 %, bootstrap over scenes. n eff: Kish's effective number of scenes."
-_TEX = str.maketrans({c: f"\\{c}" for c in "%&_#$"} | {"–": "--", "²": "$^2$", "×": r"$\times$"})
+_TEX = str.maketrans({c: f"\\{c}" for c in "%&_#$"} | {"–": "--", "²": "$^2$", "×": r"$\times$", "é": r"\'e"})
 
 
 def latex_table(scores: Sequence[Score]) -> str:
-    """The scores as a LaTeX ``tabular`` (needs ``booktabs``), controls left out: they are the shuffled floor."""
-    wanted = [i for i, heading in enumerate(_HEADINGS) if heading != "n eff"]
-    lines = [[_cells(s)[i].translate(_TEX) for i in wanted] for s in scores if not s.control]
-    head = " & ".join(_HEADINGS[i].translate(_TEX) for i in wanted)
-    body = "\n".join(" & ".join(line) + r" \\" for line in lines)
-    return (
-        f"% {_CAPTION}\n\\begin{{tabular}}{{lllrrrlrrr}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n"
-        "\\bottomrule\n\\end{tabular}\n"
-    )
+    """The scores as a LaTeX ``tabular``, controls left out: they are the shuffled floor."""
+    return f"% {_CAPTION}\n{latex_rows(_HEADINGS, [_cells(s) for s in scores if not s.control])}"
 
 
 def hardest_floor(score: Score) -> tuple[str, float] | None:

@@ -262,8 +262,8 @@ def _tiles(score: Score | None) -> list[dict[str, str]]:
     tiles = [{"name": f"{score.metric}, {score.method}", "value": format_value(score.value, score.unit),
               "below": format_interval(score_interval(score), score.unit)}]  # fmt: skip
     if score.chance is not None:
-        value = format_value(score.chance, score.unit)
-        tiles.append({"name": "chance", "value": value, "below": "predictions made for other scenes"})
+        chance = format_value(score.chance, score.unit)
+        tiles.append({"name": "chance", "value": chance, "below": "predictions made for other scenes"})
     if score.floors:
         pick = max if score.higher_is_better else min
         name, value = pick(score.floors.items(), key=lambda item: item[1])
