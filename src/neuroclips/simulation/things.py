@@ -2,8 +2,8 @@
 
 A `Thing` is an English name, an OpenMoji picture and a few hand-authored attributes. The attributes are the simulated
 subject's semantics: two things that share them are alike to it, however their pictures differ. About one thing in six
-of every category is held out: it occurs in no training film and in the training of no shipped model, so that a test
-scene of it asks whether a decoder generalises to a thing it was never shown.
+of every category is held out: it occurs in no training film and in the training of no shipped model but the judge's,
+from which nothing learns, so that a test scene of it asks whether a decoder generalises to a thing it was never shown.
 """
 
 from __future__ import annotations
