@@ -65,6 +65,11 @@ class DataRecipe(_Part):
 
     root: Path | None = Field(None, description="a folder in the CC2017 layout; None takes the simulated subject")
     subject: int = Field(1, ge=1)
+    wrong_subject: int | None = Field(
+        None,
+        ge=1,
+        description="another subject of the folder, whose test scans are a floor",
+    )
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
@@ -80,6 +85,8 @@ class DataRecipe(_Part):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"segments {', '.join(twice)} are in two splits; every segment belongs to exactly one")
+        if self.wrong_subject == self.subject:
+            raise ValueError(f"wrong_subject is {self.subject}, the subject itself; expected another one")
         return self
 
 

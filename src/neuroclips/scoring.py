@@ -97,7 +97,7 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
 
 
 def judge_names(recipe: Recipe) -> list[str]:
-    """The recipe's judges. One that is no known name or folder, or that training aims at, is refused before any work."""
+    """The recipe's judges; refuses one that is no known name or folder, or that training aims at, before any work."""
     folders = [Path(name) for name in recipe.evaluate.judges if Path(name).is_dir()]
     targets = {**weights_hashes(recipe), **decoder_weights(recipe)}
     for folder in folders:
@@ -142,7 +142,7 @@ def _score_decoded(
     made, true, known = run / "reconstruct", load_targets(run, "test"), load_targets(run, "train")
     found = read_arrays(made / f"{method}-{k}.safetensors")
     shuffled = read_arrays(made / f"{method}-{k}-shuffled.safetensors")
-    noise = read_arrays(made / f"{method}-noise.safetensors")
+    floors = {name: read_arrays(path) for name, path in _floors(made, method).items()}
     compared = method != "ridge" and "ridge" in recipe.decoders.methods
     ridge = read_arrays(made / f"ridge-{k}.safetensors") if compared else {}
     parts = []
@@ -152,7 +152,8 @@ def _score_decoded(
         name = "prior" if part == "prior_tokens" else method
         given: dict[str, Any] = {
             "reference": np.asarray(getattr(known, space), np.float32).mean(axis=0), "space": space,
-            "floors": {"shuffled": list(shuffled[part]), "Gaussian fMRI": noise[part]}, **_shared(recipe, test, k),
+            "floors": {"shuffled": list(shuffled[part]), **{name: floor[part] for name, floor in floors.items()}},
+            **_shared(recipe, test, k),
         }  # fmt: skip
         baselines = {"ridge": ridge[space]} if compared else {}
         if part == "prior_tokens":
@@ -164,6 +165,13 @@ def _score_decoded(
             sd = np.asarray(known.tokens, np.float32).std(axis=0)
             parts.append(score_agreement(name, predicted, goal, sd=sd, **given))
     return parts
+
+
+def _floors(made: Path, what: str) -> dict[str, Path]:
+    """Files of the floors that are not shuffles, by name."""
+    files = {"Gaussian fMRI": "noise", "wrong subject": "wrong-subject"}
+    paths = {name: made / f"{what}-{file}.safetensors" for name, file in files.items()}
+    return {name: path for name, path in paths.items() if path.exists()}
 
 
 @dataclass(frozen=True)
@@ -193,10 +201,11 @@ def _quick(run: Path, prepared: Prepared, name: str) -> _Sets:
     def videos(what: str) -> np.ndarray:
         return read_arrays(made / f"videos{what}.safetensors")[name]
 
+    floors = {what: read_arrays(path)[name] for what, path in _floors(made, "videos").items()}
     by_ridge = made / "videos-baseline.safetensors"
     baseline = read_arrays(by_ridge) if by_ridge.exists() else {}
     return _Sets(
-        np.arange(n), {name: videos("")}, {**_still(prepared, n), "Gaussian fMRI": videos("-noise")},
+        np.arange(n), {name: videos("")}, {**_still(prepared, n), **floors},
         list(videos("-shuffled")), {"ridge": baseline[name]} if name in baseline else {}, videos("-ceiling"),
     )  # fmt: skip
 

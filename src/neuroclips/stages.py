@@ -69,7 +69,9 @@ def simulate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
 
     assert recipe.film is not None
     with progress_bar(console) as report:
-        return simulate_study(recipe.film, recipe.brain, own, seed=recipe.seed, progress=report)
+        return simulate_study(
+            recipe.film, recipe.brain, own, seed=recipe.seed, wrong_subject=recipe.data.wrong_subject, progress=report
+        )
 
 
 def prepare(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
@@ -145,15 +147,16 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
 
     METHOD-R.safetensors : latents and tokens (and the prior's) from the mean of R repeats.
     METHOD-R-shuffled.safetensors : the same through the same frozen pipeline, where every clip got the fMRI of another
-        scene, stacked over S shuffles. METHOD-noise.safetensors : likewise, of Gaussian noise in place of the fMRI.
-    videos.safetensors, videos-shuffled.safetensors, videos-noise.safetensors, videos-ceiling.safetensors : one array
-        (..., B, F, 3, H, W) uint8 a generator, from the most repeats and the last method; the ceiling is given the
-        truth's own latents and tokens.
+        scene, stacked over S shuffles. METHOD-noise.safetensors : likewise, of Gaussian noise in place of the fMRI;
+        METHOD-wrong-subject.safetensors : of another subject's fMRI, where the recipe names one.
+    videos.safetensors, videos-shuffled.safetensors, videos-noise.safetensors, videos-wrong-subject.safetensors,
+    videos-ceiling.safetensors : one array (..., B, F, 3, H, W) uint8 a generator, from the most repeats and the last
+        method; the ceiling is given the truth's own latents and tokens.
     videos-baseline.safetensors : the generators of latents, given those of ridge, where another method made the videos.
     NAME/CLIP.mp4 : the videos, to watch.
     """
-    test = data.load_clips(run / "prepare").test
-    methods = recipe.decoders.methods
+    prepared = data.load_clips(run / "prepare")
+    test, methods = prepared.test, recipe.decoders.methods
     reconstructors = {method: Reconstructor.load(run / "fit" / method) for method in methods}
     main = reconstructors[methods[-1]]
     generators = [main.generator(name) for name in recipe.generate.generators]
@@ -170,17 +173,21 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
             parts = [_arrays(g) for g in shuffled]
             stacked = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
             write_arrays(own / f"{method}-{k}-shuffled.safetensors", stacked)
-    noise: dict[str, Guidance] = {}
+    floors: dict[str, Guidance] = {}  # of the last method: it makes the videos
     for method, reconstructor in reconstructors.items():
         rng = np.random.default_rng(stable_seed(recipe.seed, "Gaussian fMRI"))
         like = reconstructor.decoders.inputs(test, repeats[-1])
-        noise[method] = reconstructor.decode(rng.standard_normal(like.shape, np.float32), test.ids)
-        write_arrays(own / f"{method}-noise.safetensors", _arrays(noise[method]))
+        given = {"noise": rng.standard_normal(like.shape, np.float32)}
+        if prepared.wrong_subject is not None:
+            given["wrong-subject"] = reconstructor.decoders.inputs(prepared.wrong_subject, None)
+        for name, inputs in given.items():
+            floors[name] = reconstructor.decode(inputs, test.ids)
+            write_arrays(own / f"{method}-{name}.safetensors", _arrays(floors[name]))
     true = load_targets(run, "test")
     best = Guidance(test.ids, np.asarray(true.latents, np.float32), np.asarray(true.tokens, np.float32))
     baseline = [g for g in generators if g.name == "blurry" and "ridge" in methods[:-1]]
     with progress_bar(console) as report:
-        total, done = len(generators) * (3 + len(shuffled)) + len(baseline), 0
+        total, done = len(generators) * (2 + len(floors) + len(shuffled)) + len(baseline), 0
 
         def generate(what: str, given: Guidance, using: Sequence[VideoGenerator]) -> dict[str, np.ndarray]:
             nonlocal done
@@ -194,7 +201,8 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
         videos = generate("decoded", decoded[methods[-1]], generators)
         write_arrays(own / "videos.safetensors", videos)
         write_arrays(own / "videos-ceiling.safetensors", generate("ceiling", best, generators))
-        write_arrays(own / "videos-noise.safetensors", generate("noise", noise[methods[-1]], generators))
+        for name, guidance in floors.items():
+            write_arrays(own / f"videos-{name}.safetensors", generate(name, guidance, generators))
         if baseline:
             write_arrays(own / "videos-baseline.safetensors", generate("ridge", decoded["ridge"], baseline))
         controls = [generate("shuffled fMRI", g, generators) for g in shuffled]

@@ -10,13 +10,17 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 from tiny_run import copied, walk
 
 from neuroclips import pipeline
-from neuroclips.errors import ArtefactError
+from neuroclips.data.bold import clean, read_run
+from neuroclips.data.prepare import load_clips, prepare
+from neuroclips.errors import ArtefactError, DataError, RecipeError
+from neuroclips.evaluation.table import read_scores
 from neuroclips.recipe import load_recipe
 
 STAGES = ["simulate", "prepare", "targets", "fit", "reconstruct", "curves", "observe", "evaluate", "report"]
@@ -233,3 +237,26 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tiny_run, tmp_pat
             assert files[name] == expected[name], f"{stage}/{name}"
     assert not list(run.rglob("*.part"))
     assert json.loads((run / "test_split_opened.json").read_text()) == {"times": 1}
+
+
+def test_another_subjects_scans_are_a_floor(tiny_run):
+    run, prepared = tiny_run.directory, load_clips(tiny_run.directory / "prepare")
+    scans = tiny_run.scans / "subject2" / "fmri"
+    assert sorted(p.name for p in scans.iterdir()) == ["test1", "test2"]  # she watched nothing else
+    n = int((prepared.test.segment == 0).sum())
+    whole = read_run(scans / "test1" / "cifti" / "test1_1_Atlas.dtseries.nii", n).values
+    expected = clean(whole[:, np.asarray(prepared.mask)], n, prepared.delay_trs)
+    np.testing.assert_allclose(prepared.wrong_subject.bold[:n, 0], expected, atol=1e-4)
+    own = prepared.test.bold[:n, 0]
+    assert abs(np.corrcoef(own.ravel(), expected.ravel())[0, 1]) < 0.5
+    rows = [s for s in read_scores(run / "scores.json") if s.metric in {"pairwise", "SSIM"} and not s.control]
+    assert {s.space for s in rows} >= {"tokens", "latents", "video"}
+    assert all({"wrong subject", "Gaussian fMRI", "shuffled"} <= set(s.floors) for s in rows)
+
+
+def test_a_wrong_subject_who_is_not_there_is_named(tiny_run, tmp_path):
+    recipe = tiny_run.recipe.data.model_copy(update={"wrong_subject": 9})
+    with pytest.raises(DataError, match="subject9"):
+        prepare(tiny_run.scans, recipe, tmp_path)
+    with pytest.raises(RecipeError, match="the subject itself"):
+        load_recipe("smoke", {"data.wrong_subject": 1})

@@ -17,6 +17,7 @@ from neuroclips.recipe import Recipe, load_recipe
 CHANGES = {
     "film.train_segments": 3, "film.train_seconds": 20, "film.test_seconds": 20, "brain.test_repeats": 2,
     "data.train": ["seg1", "seg2"], "data.validation": ["seg3"], "data.frames_per_clip": 3, "data.frame_size": 32,
+    "data.wrong_subject": 2,
     "data.selection.top": 700, "evaluate.bootstrap": 100, "evaluate.shuffles": 2,
     "decoders.pretrained": None, "decoders.epochs": 2, "generate.video": None,
 }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from neuroclips.data.clips import Clips, TestClips, TrainingClips, ValidationCli
 from neuroclips.data.frames import read_clips, scene_cuts
 from neuroclips.data.lag import MARGIN, MEANINGFUL, lag_curve, thumbnails
 from neuroclips.data.selection import FALLBACK, MINIMUM, Selection, repeat_correlation, select_voxels
-from neuroclips.data.splits import SPLITS, Segment, find_splits
+from neuroclips.data.splits import SPLITS, Segment, find_segment, find_splits
 from neuroclips.errors import ArtefactError
 from neuroclips.recipe import DataRecipe
 from neuroclips.shapes import Bool, Float, Float32
@@ -39,6 +39,7 @@ _Kind = TypeVar("_Kind", bound=Clips)
 class Prepared:
     """The prepared data of one subject, memory-mapped. Voxel arrays cover all 59,412 cortical vertices.
 
+    wrong_subject : the test clips with the scans of somebody else who saw the same film, if the recipe asked for them.
     mask : the voxels that the splits' ``bold`` holds, in vertex order.
     p, t : of the selection test. reliability : mean correlation between training repeats.
     """
@@ -52,6 +53,7 @@ class Prepared:
     reliability: Float32[np.ndarray, " G"]
     t_r: float
     delay_trs: int
+    wrong_subject: TestClips | None = None
 
 
 def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -68,9 +70,13 @@ def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None
     """
     out = Path(out)
     splits = find_splits(Path(root), recipe)
+    others: tuple[Segment, ...] = ()
+    if recipe.wrong_subject is not None:
+        others = tuple(find_segment(Path(root), recipe.wrong_subject, s, "test", recipe.t_r) for s in recipe.test)
     scans = {split: sum(len(s.runs) for s in splits[split]) for split in SPLITS}
     films = sum(len(splits[split]) for split in SPLITS)
-    reader = _Reader(recipe.t_r, scans["train"] + sum(scans.values()) + films + 1, progress)
+    of_others = sum(len(segment.runs) for segment in others)
+    reader = _Reader(recipe.t_r, scans["train"] + sum(scans.values()) + films + 1 + of_others, progress)
     for split in SPLITS:
         for segment in splits[split]:
             for reason in segment.excluded.values():
@@ -81,6 +87,8 @@ def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None
     for split in SPLITS:
         described[split] = _write_split(reader, splits[split], recipe, selection.mask, first_scene, out)
         first_scene += sum(s["scenes"] for s in described[split]["segments"])
+    if others:
+        _write_other(reader, others, recipe, selection.mask, out / "wrong_subject.safetensors")
     lags = _measure_lag(reader, splits, recipe, selection.mask, out)
     voxels = asdict(selection)
     fallback = voxels.pop("fallback")
@@ -182,11 +190,7 @@ def _write_split(
         for number, segment in enumerate(segments):
             rows = slice(start, start + segment.n_trs)
             start += segment.n_trs
-            for repeat in segment.runs:
-                reader.step(f"{split}: {segment.name}, repeat {repeat}")
-                selected = reader.volumes(segment, repeat)[:, mask]
-                arrays["bold"][rows, repeat - 1] = clean(selected, segment.n_trs, recipe.delay_trs)
-                arrays["present"][rows, repeat - 1] = True
+            _write_runs(reader, split, segment, recipe, mask, arrays, rows)
             reader.step(f"{split}: {segment.name}, film")
             read_clips(
                 segment.film, segment.n_trs, recipe.t_r, recipe.frames_per_clip, recipe.frame_size,
@@ -215,6 +219,31 @@ def _write_split(
                 }
             )
     return {"clips": b, "repeats": r, "voxels": int(mask.sum()), "segments": described}
+
+
+def _write_runs(
+    reader: _Reader, what: str, segment: Segment, recipe: DataRecipe, mask: np.ndarray,
+    arrays: dict[str, np.ndarray], rows: slice,
+) -> None:  # fmt: skip
+    """Every repeat of a segment, cleaned, at the selected voxels."""
+    for repeat in segment.runs:
+        reader.step(f"{what}: {segment.name}, repeat {repeat}")
+        selected = reader.volumes(segment, repeat)[:, mask]
+        arrays["bold"][rows, repeat - 1] = clean(selected, segment.n_trs, recipe.delay_trs)
+        arrays["present"][rows, repeat - 1] = True
+
+
+def _write_other(
+    reader: _Reader, segments: tuple[Segment, ...], recipe: DataRecipe, mask: np.ndarray, path: Path
+) -> None:
+    """The test scans of another subject at this one's voxels: same vertices, other brain."""
+    b, r = sum(segment.n_trs for segment in segments), max(max(segment.runs) for segment in segments)
+    start = 0
+    with ArrayWriter(path, {"bold": ((b, r, int(mask.sum())), "F32"), "present": ((b, r), "BOOL")}) as arrays:
+        for segment in segments:
+            rows = slice(start, start + segment.n_trs)
+            start += segment.n_trs
+            _write_runs(reader, f"subject {recipe.wrong_subject}", segment, recipe, mask, arrays, rows)
 
 
 def scene_of(onset: Float[np.ndarray, " T"], t_r: float, cuts: list[float]) -> np.ndarray:
@@ -281,10 +310,18 @@ def load_clips(directory: Path) -> Prepared:
         path = directory / f"{kind.split}.safetensors"
         return _load_split(path, kind, names[kind.split], reliability, t_r)
 
+    test, other, wrong = split(TestClips), directory / "wrong_subject.safetensors", None
+    if other.exists():
+        arrays = read_arrays(other)
+        _expect_names(other, arrays, {"bold", "present"})
+        wrong = replace(test, bold=arrays["bold"], present=arrays["present"])
+        if wrong.bold.shape[::2] != test.bold.shape[::2] or wrong.present.shape != wrong.bold.shape[:2]:
+            raise ArtefactError(f"{other}: bold has shape {wrong.bold.shape}; the test clips' is {test.bold.shape}")
     return Prepared(
         train=split(TrainingClips),
         validation=split(ValidationClips),
-        test=split(TestClips),
+        test=test,
+        wrong_subject=wrong,
         mask=voxels["mask"],
         p=voxels["p"],
         t=voxels["t"],

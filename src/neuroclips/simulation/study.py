@@ -18,17 +18,24 @@ from neuroclips.recipe import BrainRecipe, FilmRecipe
 from neuroclips.simulation.film import frame_table, plan_film, scene_table, write_film
 from neuroclips.simulation.movies import plan_movies, write_movie
 from neuroclips.simulation.sprites import ATTRIBUTION
-from neuroclips.simulation.subject import simulate_subject
+from neuroclips.simulation.subject import is_test, simulate_subject
 
 Progress = Callable[[int, int, str], None]
 
 
 def simulate_study(
-    film: FilmRecipe, brain: BrainRecipe, out: Path, *, seed: int, progress: Progress | None = None
+    film: FilmRecipe,
+    brain: BrainRecipe,
+    out: Path,
+    *,
+    seed: int,
+    wrong_subject: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``out/video_fmri_dataset`` in the layout of CC2017, and ``out/truth``; returns a summary for the card.
 
-    Films and scans that are already there are kept: they depend on the recipe and the seed only.
+    Films and scans that are already there are kept: they depend on the recipe and the seed only. ``wrong_subject`` is
+    another subject, who is scanned while she watches the test segments alone.
     """
     stimuli, truth = out / "video_fmri_dataset" / "stimuli", out / "truth"
     stimuli.mkdir(parents=True, exist_ok=True)
@@ -53,9 +60,13 @@ def simulate_study(
         about = {"films": f"picture-book world, {len(table)} scenes", "credits": ATTRIBUTION}
     paths = {name: stimuli / f"{name}.mp4" for name in write}
     _in_parallel({name: partial(write[name], path) for name, path in paths.items() if not path.exists()}, progress)
-    return about | simulate_subject(
-        paths, out / "video_fmri_dataset", truth, scene_truth=tables, recipe=brain, seed=seed, progress=progress
+    scan = partial(
+        simulate_subject, paths, out / "video_fmri_dataset", scene_truth=tables, seed=seed, progress=progress
     )
+    if wrong_subject is not None:
+        other = brain.model_copy(update={"subject": wrong_subject})
+        scan(truth_dir=truth / f"subject{wrong_subject}", recipe=other, scanned=[n for n in paths if is_test(n)])
+    return about | scan(truth_dir=truth, recipe=brain)
 
 
 def _in_parallel(jobs: dict[str, Callable[[], Any]], progress: Progress | None) -> None:

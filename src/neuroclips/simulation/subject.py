@@ -11,7 +11,7 @@ and on: volume 2), with the blank screen before and after it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +63,7 @@ def simulate_subject(
     scene_truth: Mapping[str, pd.DataFrame] | None,
     recipe: BrainRecipe,
     seed: int,
+    scanned: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Scan a simulated subject while it watches ``films`` (segment name to file). Returns a summary for the card.
@@ -73,6 +74,7 @@ def simulate_subject(
     Parameters
     ----------
     scene_truth : segment name to the table of frames of ``write_film``; None makes meaning from image statistics.
+    scanned : segments of which runs are written; all by default.
     progress : called with (done, total, what).
 
     Raises
@@ -102,6 +104,7 @@ def simulate_subject(
     runs = [
         (segment, repeat)
         for segment in films
+        if scanned is None or segment in scanned
         for repeat in range(1, (recipe.test_repeats if is_test(segment) else recipe.train_repeats) + 1)
     ]
     voxel = np.asarray(read_arrays(truth_dir / "brain.safetensors")["driven"])
