@@ -34,7 +34,7 @@ from neuroclips.report.page import ReportClip, ReportData, RunCard, ScoreName, S
 from neuroclips.shapes import Float, Int, UInt8
 
 Report = Callable[[int, int, str], None]
-SHOWN = 40  # clips on the page
+SHOWN = 100  # clips on the page
 
 
 @dataclass(frozen=True)
@@ -326,10 +326,9 @@ def _page(
     main = next(iter(question.methods))
     gallery = ScoreName("video", main, "pixel correlation")
     # The page shows some clips of many: those at the gallery's percentiles, and others at equal distances.
-    wanted = {clip["id"] for clip in percentile_clips(scored.per_clip, gallery)}
-    rows = sorted(
-        {names.index(name) for name in wanted} | set(np.linspace(0, len(names) - 1, SHOWN).astype(int).tolist())
-    )
+    ranked = {names.index(clip["id"]) for clip in percentile_clips(scored.per_clip, gallery)}
+    others = np.linspace(0, len(names) - 1, min(SHOWN, len(names))).astype(int)
+    rows = sorted(ranked | set(others.tolist()))
     shown = {"shown": truth, **question.methods, **question.baselines}
     pictures = {name: source[np.array(rows)] for name, source in shown.items()}
     clips = [
@@ -345,6 +344,7 @@ def _page(
         per_clip=scored.per_clip,
         clips=clips,
         gallery=gallery,
+        n_clips=None if len(clips) == len(names) else len(names),
         clip_seconds=clip_seconds,
         notice=" ".join(warnings),
         card=RunCard(

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from neuroclips import __version__, cli
 from neuroclips.data.frames import write_video
+from neuroclips.pretrained.registry import shipped
 from neuroclips.recipe import load_recipe, named_recipes
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -90,6 +91,14 @@ def test_a_wrong_setting_is_named(call, tmp_path, change, said):
     assert err.startswith("error: ")
     assert re.search(said, err)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_training_aims_at_is_refused_before_any_work(call, tmp_path):
+    for judge, said in ((str(shipped("clip")), "training aims at"), ("nobody", "no judge 'nobody'")):
+        code, _, error = call("run", "smoke", "-o", str(tmp_path / "run"), "-s", f"evaluate.judges=[{judge}]")
+        assert code == 1
+        assert said in error
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_data_root_is_named(call, tiny_run, tmp_path):

@@ -117,6 +117,7 @@ class ReportData:
     clip_seconds : how long a clip lasts.
     exhibits : more to look at, in order.
     notice : a sentence that readers must not miss, such as that the subject is simulated.
+    n_clips : how many clips were scored, where the page has room for some of them only.
     """
 
     title: str
@@ -131,6 +132,7 @@ class ReportData:
     exhibits: Sequence[Exhibit] = ()
     notice: str = ""
     opening: str = ""
+    n_clips: int | None = None
     lag_curve: Curve | None = None
     repeats_curve: Curve | None = None
     curves: Sequence[Curve] = ()
