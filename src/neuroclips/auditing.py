@@ -73,6 +73,9 @@ def audit(runs: Sequence[Path], out: Path, console: Console) -> Audit:
         raise DataError(f"runs {', '.join(map(str, runs))}: one is given twice; expected each once")
     names = [path.name for path in paths] if len({p.name for p in paths}) == len(paths) else [str(p) for p in paths]
     labels = names if len(runs) > 1 else [""]
+    for run in runs:
+        if not (run / "prepare").is_dir():
+            raise DataError(f"{run}: no prepared data; expected a run directory (neuroclips prepare RECIPE -o {run})")
     prepared = [load_clips(run / "prepare") for run in runs]
     findings, pictures, prints = list[Finding](), list[Picture](), list[Scan]()
     vertices = _common_vertices(prepared)

@@ -272,6 +272,16 @@ def hardest_floor(score: Score) -> tuple[str, float] | None:
     return pick(known.items(), key=lambda item: item[1]) if known else None
 
 
+def _hardest(score: Score) -> str:
+    floor = hardest_floor(score)
+    return "–" if floor is None else f"{format_value(floor[1], score.unit)} {escape(floor[0])}"
+
+
+def _coloured(score: Score) -> str:
+    colour = {True: "green", False: "red", None: "default"}[score.beats_floors]
+    return f"[{colour}]{format_value(score.value, score.unit)}[/]"
+
+
 def rich_table(scores: Sequence[Score]) -> Group:
     """The scores for a terminal, a table a method and space: each beside chance, its hardest floor and its ceiling."""
     blocks: dict[tuple[str, str], list[Score]] = {}
@@ -281,17 +291,20 @@ def rich_table(scores: Sequence[Score]) -> Group:
     for (method, space), rows in blocks.items():
         title = f"[bold]{escape(method)}[/bold], {escape(space)}: {rows[0].n} clips, n eff {rows[0].n_effective:.1f}"
         table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
-        for heading in ("metric", "score", "95 %", "chance", "hardest floor", "ceiling", "brain"):
-            table.add_column(heading, justify="left" if heading in {"metric", "hardest floor"} else "right")
-        for s in rows:
-            floor, colour = hardest_floor(s), {True: "green", False: "red", None: "default"}[s.beats_floors]
-            table.add_row(
-                f"{s.metric}{'' if s.higher_is_better else ' ↓'}", f"[{colour}]{format_value(s.value, s.unit)}[/]",
-                format_interval(score_interval(s), s.unit), format_value(s.chance, s.unit),
-                "–" if floor is None else f"{format_value(floor[1], s.unit)} {escape(floor[0])}",
-                format_value(s.ceiling, s.unit), format_value(s.brain_attributable, "share"),
-                style="dim" if s.control else None,
-            )  # fmt: skip
+        columns: dict[str, list[str]] = {
+            "metric": [f"{s.metric}{'' if s.higher_is_better else ' ↓'}" for s in rows],
+            "score": [_coloured(s) for s in rows],
+            "95 %": [format_interval(score_interval(s), s.unit) for s in rows],
+            "chance": [format_value(s.chance, s.unit) for s in rows],
+            "hardest floor": [_hardest(s) for s in rows],
+            "ceiling": [format_value(s.ceiling, s.unit) for s in rows],
+            "brain": [format_value(s.brain_attributable, "share") for s in rows],
+        }
+        kept = {name: cells for name, cells in columns.items() if any(cell != "–" for cell in cells)}
+        for name in kept:
+            table.add_column(name, justify="left" if name in {"metric", "hardest floor"} else "right")
+        for score, *cells in zip(rows, *kept.values()):
+            table.add_row(*cells, style="dim" if score.control else None)
         tables.append(table)
     return Group(*tables, f"{_CAPTION} Green beats every floor; red does not. brain: (score - shuffled) / "
                  "(ceiling - shuffled).")  # fmt: skip
