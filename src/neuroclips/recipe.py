@@ -225,7 +225,7 @@ class Recipe(_Part):
     ridge: RidgeRecipe = RidgeRecipe()
     decoders: DecodersRecipe = DecodersRecipe()
     generate: GenerateRecipe = GenerateRecipe()
-    curves: CurvesRecipe | None = Field(CurvesRecipe(), description="null draws no curves")
+    curves: CurvesRecipe | None = Field(None, description="null draws no curves")
     evaluate: EvaluateRecipe = EvaluateRecipe()
 
     @model_validator(mode="after")

@@ -372,7 +372,7 @@ def test_a_run_through_the_command_line(tiny_run, tmp_path):
 
 
 def test_a_run_without_prepared_data_is_refused(tmp_path):
-    with pytest.raises(ArtefactError, match=r"voxels\.safetensors"):
+    with pytest.raises(DataError, match="no prepared data"):
         auditing.audit([tmp_path], tmp_path / "out", Console(quiet=True))
 
 

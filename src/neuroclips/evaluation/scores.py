@@ -29,6 +29,7 @@ from neuroclips.evaluation.significance import paired_p_value, permutation_p_val
 from neuroclips.evaluation.table import Score
 from neuroclips.shapes import Float, Int
 
+FLIPS = 10_000  # of scenes' signs: Holm multiplies p by the number of metrics, so its grain must be fine
 PAIRINGS = "other pairings"  # the name of the permutation test among the p-values of a row
 
 
@@ -329,7 +330,7 @@ def score_metrics(
         low, high = _interval(boot, value, metric.values, metric.unit)
         differences = {name: boot.interval(value.draws - other.draws) for name, other in beside.items()}
         tests = {
-            name: paired_p_value(metric.values - np.atleast_2d(values).mean(axis=0), scene, draws=draws, seed=seed)
+            name: paired_p_value(metric.values - np.atleast_2d(values).mean(axis=0), scene, draws=FLIPS, seed=seed)
             for name, values in metric.beside.items()
         }
         score = Score(
