@@ -8,6 +8,7 @@ import pytest
 
 from neuroclips.data.prepare import load_clips
 from neuroclips.evaluation.table import format_value, read_scores
+from neuroclips.scoring import PRIMARY
 
 
 @pytest.fixture
@@ -58,3 +59,11 @@ def test_the_page_stands_alone(page):
     assert not re.search(r"""(?:src|poster|srcset)\s*=\s*["']?\s*(?:https?:|//|/|\.)""", page)
     assert not re.search(r"""url\(\s*["']?\s*(?!data:)[\w/.]""", page)
     assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|import)\s*\(", page)
+
+
+def test_the_card_says_what_the_controls_and_the_voxels_allow(tiny_run, page):
+    summary, text = tiny_run.cards["evaluate"]["summary"], visible_text(page)
+    controls = [s for s in read_scores(tiny_run.directory / "scores.json") if s.control and s.metric in PRIMARY]
+    inside = sum(s.contains_chance is True for s in controls)
+    assert f"{inside} of {len(controls)} intervals of identification contain chance" in text
+    assert f"variance of one presentation {summary['noise_ceiling']['explainable_variance']:.2f}" in text

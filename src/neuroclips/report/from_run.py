@@ -248,15 +248,24 @@ def _voxels(prepared: Prepared) -> VoxelSummary:
 
 
 def _card(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> RunCard:
-    evaluated = cards["evaluate"]
+    evaluated, summary = cards["evaluate"], cards["evaluate"]["summary"]
     selection = cards["prepare"]["summary"]["selection"]
     facts = {
         "seed": str(recipe.seed),
         "commit": str(evaluated["commit"]),
-        "identification ceiling": evaluated["summary"]["ceiling"],
-        "times scored": f"{evaluated['summary']['test_split_opened']} (openings of the test split in this directory)",
+        "identification ceiling": summary["ceiling"],
+        "shuffled controls": f"{summary['controls_that_contain_chance']} of {summary['controls']} intervals of "
+        "identification contain chance; 95 % are expected to",
+        "judges": ", ".join(summary["judges"]) or "none",
+        "times scored": f"{summary['test_split_opened']} (openings of the test split in this directory)",
         "voxel selection": f"{selection['method']}{', fallback to the most reliable' if selection['fallback'] else ''}",
     }
+    if (ceiling := summary["noise_ceiling"]) is not None:
+        facts["noise ceiling of voxels"] = (
+            f"median explainable variance of one presentation {ceiling['explainable_variance']:.2f}; reliability of the "
+            f"mean of {ceiling['n_repeats']} {ceiling['reliability']:.2f}: no prediction of it correlates above "
+            f"{ceiling['correlation']:.2f} on average"
+        )
     for number, warning in enumerate(cards["prepare"]["summary"]["warnings"], 1):
         facts[f"warning {number}"] = warning
     return RunCard(
