@@ -16,7 +16,7 @@ from neuroclips.data.bold import zscore
 from neuroclips.data.cc2017 import N_CORTEX
 from neuroclips.data.lag import thumbnails
 from neuroclips.data.selection import repeat_correlation, select_voxels
-from neuroclips.errors import ArtefactError, DataError
+from neuroclips.errors import DataError
 from neuroclips.evaluation.audit import Finding
 from neuroclips.recipe import SelectionRecipe
 

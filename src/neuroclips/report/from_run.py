@@ -262,8 +262,8 @@ def _card(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> RunCard:
     }
     if (ceiling := summary["noise_ceiling"]) is not None:
         facts["noise ceiling of voxels"] = (
-            f"median explainable variance of one presentation {ceiling['explainable_variance']:.2f}; reliability of the "
-            f"mean of {ceiling['n_repeats']} {ceiling['reliability']:.2f}: no prediction of it correlates above "
+            f"median explainable variance of one presentation {ceiling['explainable_variance']:.2f}; reliability of "
+            f"the mean of {ceiling['n_repeats']} {ceiling['reliability']:.2f}: no prediction of it correlates above "
             f"{ceiling['correlation']:.2f} on average"
         )
     for number, warning in enumerate(cards["prepare"]["summary"]["warnings"], 1):
