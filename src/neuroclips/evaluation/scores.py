@@ -393,11 +393,11 @@ def _control(score: Score, name: str, value: float, ends: tuple[float, float] | 
 def _brain_attributable(
     boot: SceneBootstrap, value: Resampled, floor: Resampled | None, ceiling: Resampled | None, higher_is_better: bool
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """(value - floor) / (ceiling - floor), where the ceiling is better than the floor beyond its interval."""
+    """(value - floor) / (ceiling - floor), where the ceiling is better than the floor beyond doubt (99.9 %)."""
     sign = 1 if higher_is_better else -1
     if floor is None or ceiling is None or sign * (ceiling.value - floor.value) <= 0:
         return None, None
-    room = boot.interval(sign * (ceiling.draws - floor.draws))
+    room = boot.interval(sign * (ceiling.draws - floor.draws), 0.999)
     if room is not None and room[0] <= 0:  # dividing by a room that may be nothing says nothing
         return None, None
     with np.errstate(divide="ignore", invalid="ignore"):  # single draws may have no room; interval() skips those
