@@ -32,6 +32,7 @@ from neuroclips.evaluation.judges import (
     load_judge,
     refuse_targets,
     text_features,
+    text_weights,
 )
 from neuroclips.evaluation.measure import measure_videos
 from neuroclips.evaluation.noise_ceiling import noise_ceiling
@@ -91,7 +92,8 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
         "noise_ceiling": None if ceiling_of_voxels is None else asdict(ceiling_of_voxels),
         "controls": len(controls),
         "controls_that_contain_chance": sum(s.contains_chance is True for s in controls),
-        "judges": {judge.name: list(judge.weights) for judge in judges},
+        "judges": {judge.name: list(judge.weights) for judge in judges}
+        | ({TEXT_JUDGE: list(text_weights())} if any(s.space == TEXT_JUDGE for s in scores) else {}),
         "test_split_opened": _count_opening(run),
     }
 

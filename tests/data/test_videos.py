@@ -17,7 +17,7 @@ from skimage.transform import downscale_local_mean
 
 from neuroclips.artefacts import write_arrays
 from neuroclips.data.frames import write_video
-from neuroclips.data.videos import VideoSource, aligned, common_grid, open_videos, pair
+from neuroclips.data.videos import VideoSource, aligned, open_videos, pair
 from neuroclips.errors import DataError
 
 B, F, H, W = 4, 6, 40, 56
@@ -654,12 +654,6 @@ def test_sixteen_frames_are_taken_at_the_times_of_six():
     np.testing.assert_array_equal(aligned(source, 16, 8, 12)[:], videos)
     with pytest.raises(DataError, match="pred: 16 frames a clip; expected at least 17"):
         aligned(source, 17, 8, 12)
-
-
-def test_the_grid_is_the_truths_size_and_the_fewer_frames():
-    truth, predicted = source_of(["a"], shape=(6, 3, 40, 56)), source_of(["a"], shape=(16, 3, 80, 112))
-    assert common_grid(truth, predicted) == (6, 40, 56)
-    assert common_grid(predicted, truth) == (6, 80, 112)
 
 
 def test_shrinking_averages_areas():

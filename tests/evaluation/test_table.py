@@ -13,7 +13,6 @@ from neuroclips.evaluation.table import (
     format_value,
     read_scores,
     rich_table,
-    scores_to_frame,
     with_holm,
     write_scores,
     write_tables,
@@ -65,17 +64,6 @@ def test_verdicts():
     assert bare.beats_chance is None
 
 
-def test_frame_and_terminal_table_show_what_the_score_stands_beside():
-    frame = scores_to_frame([SCORE])
-    assert frame.loc[0, "floor: shuffled"] == 0.004
-    assert frame.loc[0, "minus mean, low"] == 0.2
-    console = Console(width=220, record=True, file=None, quiet=False)
-    with console.capture() as capture:
-        console.print(rich_table([SCORE]))
-    for text in ("25.0 %", "20.0 – 30.0 %", "0.50 %", "80.0 %", "31.0 %", "200", "41.5"):
-        assert text in capture.get()
-
-
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [(0.5, "share", "50.0 %"), (0.0, "share", "0.0 %"), (float("nan"), "", "–"), (12.345, "", "12.3"),
@@ -109,3 +97,24 @@ def test_tables_are_written_for_programs_and_for_people(tmp_path):
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert len({line.count("&") - line.count(r"\&") for line in body}) == 1
     assert "%" not in tex.split("\n", 1)[1].replace(r"\%", "")  # an unescaped one would hide the rest of its line
+
+
+def test_terminal_table_shows_what_the_score_stands_beside():
+    console = Console(width=120, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(rich_table([SCORE, replace(SCORE, metric="error", unit="", higher_is_better=False)]))
+    for text in (
+        "25.0 %",
+        "20.0 – 30.0 %",
+        "0.50 %",
+        "0.50 % mean",
+        "80.0 %",
+        "31.0 %",
+        "200 clips",
+        "41.5",
+        "error ↓",
+    ):
+        assert text in capture.get()
+    with console.capture() as capture:
+        console.print(rich_table([replace(SCORE, chance=None, ceiling=None, brain_attributable=None)]))
+    assert "ceiling" not in capture.get().split("Intervals")[0]  # columns that hold nothing are left out

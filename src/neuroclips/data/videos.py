@@ -519,11 +519,6 @@ def pair(truth: VideoSource, predicted: VideoSource) -> Pairs:
     return Pairs(np.arange(n), np.arange(n), "by order")
 
 
-def common_grid(truth: VideoSource, predicted: VideoSource) -> tuple[int, int, int]:
-    """(F, H, W) at which two sources are compared: the truth's size, and the times of whichever has fewer frames."""
-    return min(truth.shape[1], predicted.shape[1]), truth.shape[3], truth.shape[4]
-
-
 def aligned(source: VideoSource, n_frames: int, height: int, width: int) -> VideoSource:
     """The source at ``n_frames`` frames of ``height`` x ``width`` pixels; what is done is in ``alignment``.
 

@@ -376,16 +376,3 @@ def _text_network() -> tuple[Any, Any]:
     folder = _text_folder()
     words = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return words, transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
-
-
-# --- the judge of the scores ------------------------------------------------------------------------------------------
-
-
-def judge_is_here() -> bool:
-    """Whether the optional extra ``judges`` is installed."""
-    return _is_here(JUDGE)
-
-
-def judge_features(videos: UInt8[np.ndarray, "B F 3 H W"], *, batch: int = 32) -> Float32[np.ndarray, "B D"]:
-    """What EfficientNet-Lite0 sees: features, averaged over 3 frames of each video."""
-    return load_judge(JUDGE).look(videos, batch=batch).features.mean(axis=1)

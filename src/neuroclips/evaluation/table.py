@@ -160,24 +160,6 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def scores_to_frame(scores: Sequence[Score]) -> pd.DataFrame:
-    """One row a score; floors, baselines and differences are spread over columns, such as ``floor: shuffled``."""
-    rows = []
-    for score in scores:
-        row = asdict(score)
-        floors, baselines, differences = row.pop("floors"), row.pop("baselines"), row.pop("differences")
-        row |= {f"p, {name}": p for name, p in row.pop("p_values").items()}
-        row |= {f"p, {name}, Holm": p for name, p in row.pop("p_holm").items()}
-        interval = row.pop("brain_attributable_interval") or (None, None)
-        row["brain_attributable_low"], row["brain_attributable_high"] = interval
-        row |= {f"floor: {name}": value for name, value in floors.items()}
-        row |= {f"baseline: {name}": value for name, value in baselines.items()}
-        for name, (low, high) in differences.items():
-            row |= {f"minus {name}, low": low, f"minus {name}, high": high}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def format_value(value: float | None, unit: str = "", digits: int = 3) -> str:
     """A number as people read it: shares in percent, a dash for what is missing.
 
