@@ -18,7 +18,7 @@ from neuroclips.cli import app
 from neuroclips.data.frames import read_video
 from neuroclips.data.prepare import load_clips
 from neuroclips.errors import ArtefactError, RecipeError
-from neuroclips.evaluation.judges import JUDGE, judge_is_here
+from neuroclips.evaluation.judges import JUDGE, judges_here
 from neuroclips.recipe import load_recipe
 
 
@@ -69,18 +69,18 @@ def test_videos_are_scored_beside_floors_baseline_and_ceiling(run):
     rows = rows["scores"] if isinstance(rows, dict) else rows
     row = next(r for r in rows if r["method"] == "neuroclips" and r["metric"] == "pixel correlation")
     assert row["n"] == 14
-    assert set(row["floors"]) == {"mean frame", "mean video", "shuffled"}
+    assert set(row["floors"]) == {"mean frame", "mean video", "no brain", "shuffled"}
     assert set(row["baselines"]) == {"blurry", "nearest"}
     assert row["ceiling"] is not None
     methods = {r["method"] for r in rows if r["space"] == "video" and r["metric"] == "SSIM"}
     left_out = {f"neuroclips, {what}" for what in ("without keyframe", "without blurry video", "without caption")}
     assert {"neuroclips, fused", "neuroclips, no brain", *left_out} <= methods
     assert {r["metric"] for r in rows if r["space"] == "fusion"} >= {"accuracy", "balanced accuracy"}
-    if judge_is_here():
+    if judges_here([JUDGE]):
         judged = next(
             r for r in rows if r["space"] == JUDGE and r["method"] == "neuroclips" and r["metric"] == "pairwise"
         )
-        assert judged["chance"] == 0.5
+        assert abs(judged["chance"] - 0.5) < 0.1
         assert judged["floors"]["shuffled"] is not None
         assert judged["ceiling"] is not None
 

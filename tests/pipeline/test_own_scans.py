@@ -20,7 +20,7 @@ def own_recipe(tiny_run, tmp_path):
 
 def test_the_same_scans_give_the_same_decoding_without_a_simulation(tiny_run, own_recipe, tmp_path):
     cards, _ = walk(own_recipe, tmp_path / "run")
-    assert list(cards) == ["prepare", "targets", "fit", "reconstruct", "evaluate", "report"]
+    assert list(cards) == ["prepare", "targets", "fit", "reconstruct", "curves", "evaluate", "report"]
     ours, simulated = (
         read_arrays(d / "reconstruct" / "videos.safetensors") for d in (tmp_path / "run", tiny_run.directory)
     )
