@@ -310,7 +310,8 @@ def load_clips(directory: Path) -> Prepared:
         path = directory / f"{kind.split}.safetensors"
         return _load_split(path, kind, names[kind.split], reliability, t_r)
 
-    test, other, wrong = split(TestClips), directory / "wrong_subject.safetensors", None
+    train, validation, test = split(TrainingClips), split(ValidationClips), split(TestClips)
+    other, wrong = directory / "wrong_subject.safetensors", None
     if other.exists():
         arrays = read_arrays(other)
         _expect_names(other, arrays, {"bold", "present"})
@@ -318,8 +319,8 @@ def load_clips(directory: Path) -> Prepared:
         if wrong.bold.shape[::2] != test.bold.shape[::2] or wrong.present.shape != wrong.bold.shape[:2]:
             raise ArtefactError(f"{other}: bold has shape {wrong.bold.shape}; the test clips' is {test.bold.shape}")
     return Prepared(
-        train=split(TrainingClips),
-        validation=split(ValidationClips),
+        train=train,
+        validation=validation,
         test=test,
         wrong_subject=wrong,
         mask=voxels["mask"],

@@ -81,7 +81,7 @@ def table_of(scores: Sequence[Across], *, latex: bool = False) -> str:
     """Mean over runs with its interval, beside means of chance, hardest floor, shuffled floor and ceiling."""
     n = len(scores[0].rows)
     heading = ("space", "metric", "method", "repeats", f"mean of {n}", "95 % over runs", "each run", "chance",
-               "shuffled", "hardest floor", "ceiling", "from the brain", "beats floors", "contains chance")  # fmt: skip
+               "shuffled", "hardest floor", "baselines", "ceiling", "from the brain", "beats floors", "contains chance")  # fmt: skip
     rows = [_cells(score) for score in scores]
     return latex_rows(heading, rows) if latex else markdown_rows(heading, rows)
 
@@ -94,12 +94,14 @@ def _cells(found: Across) -> tuple[str, ...]:
         named = [f for f in floors if f is not None]
         names = dict.fromkeys(name for name, _ in named)
         hardest = f"{format_value(float(np.mean([v for _, v in named])), first.unit)} {' or '.join(names)}"
+    beside = {name: found.mean_beside(name) for name in first.baselines}
+    baselines = ", ".join(f"{format_value(value, first.unit)} {name}" for name, value in beside.items())
     each = ", ".join(format_value(s.value, first.unit).removesuffix(" %").removesuffix(" dB") for s in found.rows)
     return (
         first.space, f"{first.metric}{'' if first.higher_is_better else ' (lower is better)'}", first.method,
         "–" if first.n_repeats is None else str(first.n_repeats), format_value(found.value, first.unit),
         format_interval(found.interval, first.unit), each, format_value(found.mean("chance"), first.unit),
-        format_value(found.mean_beside("shuffled"), first.unit), hardest,
+        format_value(found.mean_beside("shuffled"), first.unit), hardest, baselines or "–",
         format_value(found.mean("ceiling"), first.unit), format_value(found.mean("brain_attributable"), "share"),
         "–" if first.control else found.count("beats_floors"), found.count("contains_chance") if first.control else "–",
     )  # fmt: skip
