@@ -80,8 +80,10 @@ def _key(score: Score) -> tuple[str, str, str, int | None]:
 def table_of(scores: Sequence[Across], *, latex: bool = False) -> str:
     """Mean over runs with its interval, beside means of chance, hardest floor, shuffled floor and ceiling."""
     n = len(scores[0].rows)
-    heading = ("space", "metric", "method", "repeats", f"mean of {n}", "95 % over runs", "each run", "chance",
-               "shuffled", "hardest floor", "baselines", "ceiling", "from the brain", "beats floors", "contains chance")  # fmt: skip
+    heading = (
+        "space", "metric", "method", "repeats", f"mean of {n}", "95 % over runs", "each run", "chance", "shuffled",
+        "hardest floor", "baselines", "ceiling", "from the brain", "beats floors", "contains chance",
+    )  # fmt: skip
     rows = [_cells(score) for score in scores]
     return latex_rows(heading, rows) if latex else markdown_rows(heading, rows)
 
