@@ -17,7 +17,7 @@ from neuroclips.pretrained.clip import Clip
 from neuroclips.recipe import VideoRecipe
 from neuroclips.reconstructor import KEYFRAME, Reconstructor
 from neuroclips.stages import load_targets
-from neuroclips.video.fusion import following, similarity
+from neuroclips.video.fusion import similarity
 
 
 def evidence(run: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -29,7 +29,7 @@ def evidence(run: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
     keyframes = (generator.draw(guidance, seed=7).keyframes * 255).round().astype(np.uint8)
     film = clip.images(np.asarray(data.train.frames[:, KEYFRAME]))[1]
     tokens = np.asarray(load_targets(run, "train").tokens, np.float32).mean(axis=1)
-    before = following(clips.segment, clips.onset, clips.t_r)
+    before = clips.neighbour(-1)
     found = {
         "tokens": similarity(guidance.tokens.mean(axis=1), before, tokens.mean(axis=0)),
         "keyframes": similarity(clip.images(keyframes)[1], before, film.mean(axis=0)),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -169,7 +169,7 @@ def score(
         Path | None, typer.Option(help="table (.tsv, .csv) with columns clip, segment, onset, scene")
     ] = None,
     scenes: Annotated[
-        str, typer.Option(help="detect: cuts in the clips' order; each: every clip is a scene")
+        Literal["detect", "each"], typer.Option(help="cuts seen in the clips' order, or every clip a scene")
     ] = "detect",
     clip_seconds: Annotated[float, typer.Option(min=0.01, help="how long a clip lasts")] = 2.0,
     exclude_seconds: Annotated[float, typer.Option(min=0, help="neighbours this near are no distractors")] = 10.0,
@@ -180,7 +180,7 @@ def score(
     looks: Annotated[int, typer.Option(min=0, help="frames a judge looks at in a clip; 0 is all")] = 3,
     shuffles: Annotated[int, typer.Option(min=1, help="shuffles across scenes for the floor")] = 2,
     bootstrap: Annotated[int, typer.Option(min=100, help="draws for the 95 % intervals")] = 1000,
-    layout: Annotated[str, typer.Option(help="axes of arrays: auto, BFCHW, BCFHW or BFHWC")] = "auto",
+    layout: Annotated[Literal["auto", "BFCHW", "BCFHW", "BFHWC"], typer.Option(help="axes of arrays")] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     legacy: Annotated[bool, typer.Option("--legacy", help="also the numbers that the field prints")] = False,
 ) -> None:
@@ -197,14 +197,10 @@ def score(
     from neuroclips.evaluation.table import rich_table
     from neuroclips.stages import progress_bar
 
-    if layout not in ("auto", "BFCHW", "BCFHW", "BFHWC"):
-        raise DataError(f"--layout {layout!r}; expected auto, BFCHW, BCFHW or BFHWC")
-    if scenes not in ("detect", "each"):
-        raise DataError(f"--scenes {scenes!r}; expected detect or each")
     console = Console(stderr=True)
 
     def opened(path: Path) -> VideoSource:
-        source = open_videos(path, layout=layout)  # type: ignore[arg-type]
+        source = open_videos(path, layout=layout)
         for warning in source.warnings:
             console.print(f"[yellow]warning[/yellow] {path}: {warning}")
         return source
@@ -216,6 +212,8 @@ def score(
         return dict(pairs)
 
     judges = [name for name in judge or judges_here([JUDGE]) if name != "none"]
+    if not judge and not judges:
+        console.print(f"no scores by {JUDGE}, which is not installed: pip install 'neuroclips\\[judges]'")
     with _interruptible():
         question = folders.ask(
             opened(truth), named(pred), floors=named(floor), baselines=named(baseline),
@@ -225,7 +223,7 @@ def score(
         if clips is not None:
             places = folders.read_places(clips, question.truth.names)
         else:
-            places = folders.find_places(question.truth, clip_seconds, scenes)  # type: ignore[arg-type]
+            places = folders.find_places(question.truth, clip_seconds, scenes)
         with progress_bar(console) as report:
             scored = folders.score_to_folder(
                 question, places, out, judges=judges, clip_seconds=clip_seconds, looks=looks or None, shuffles=shuffles,

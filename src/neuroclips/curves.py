@@ -24,14 +24,15 @@ from neuroclips.data.clips import Clips, TrainingClips
 from neuroclips.decoders.ridge import RidgeDecoder
 from neuroclips.errors import DataError
 from neuroclips.evaluation.curves import CurvePoint
+from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.identification import candidate_pool, correlation_scores, identify
 from neuroclips.evaluation.scores import score_identification
 from neuroclips.evaluation.table import Score
 from neuroclips.evaluation.uncertainty import AbstentionCurve, abstention_curve, sample_agreement
 from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import Reconstructor
-from neuroclips.shapes import Float, Float32, Int
-from neuroclips.stages import load_targets, progress_bar, shuffled_orders
+from neuroclips.shapes import Float, Float32
+from neuroclips.stages import load_targets, progress_bar
 
 CURVES = {"minutes": "training minutes", "components": "components", "lag": "lag"}  # by their name in files
 _TARGETS_AT_ONCE = 4096
@@ -161,7 +162,7 @@ def _by_lag(
 ) -> dict[str, Predict]:
     """Ridge on volumes so many TRs after each clip. Fitted and tried on the clips that have a volume at every lag."""
     shifts = sorted({shift for shift in lags if delay_trs + shift >= 0})  # no response comes before its clip
-    sources = [{shift: _later(clips, shift) for shift in shifts} for clips in (train, test)]
+    sources = [{shift: clips.neighbour(shift) for shift in shifts} for clips in (train, test)]
     inside = [np.flatnonzero(np.all([s >= 0 for s in source.values()], axis=0)) for source in sources]
     if len(shifts) < 2 or len(np.unique(train.segment[inside[0]])) < 2 or len(inside[1]) == 0:
         return {}
@@ -176,12 +177,6 @@ def _by_lag(
         return found
 
     return {f"lag-{delay_trs + shift}": partial(predict, shift) for shift in shifts}
-
-
-def _later(clips: Clips, shift: int) -> Int[np.ndarray, " B"]:
-    """The row of the clip ``shift`` TRs later in the same run, or -1."""
-    at = {(int(s), round(float(t) / clips.t_r)): b for b, (s, t) in enumerate(zip(clips.segment, clips.onset))}
-    return np.array([at.get((segment, number + shift), -1) for segment, number in at])
 
 
 def _with_responses_of(clips: Clips, rows: np.ndarray, source: np.ndarray) -> Clips:
@@ -251,7 +246,7 @@ def _top_1(
     if len(rows) == 0 or candidate_pool(of_these.segment, of_these.onset, seconds).sum(axis=1).min() < 2:
         return None
     try:
-        orders = shuffled_orders(recipe, of_these, recipe.evaluate.shuffles)
+        orders = shuffled_orders(of_these.scene, recipe.seed, recipe.evaluate.shuffles)
     except DataError:  # one scene dominates: there is no such control
         orders = []
     found = score_identification(

@@ -19,14 +19,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from neuroclips.artefacts import content_hash, file_hash, stable_seed, write_json
+from neuroclips.artefacts import content_hash, file_hash, write_json
 from neuroclips.data.frames import scene_cuts, write_video
+from neuroclips.data.pairing import aligned, pair
 from neuroclips.data.prepare import scene_of
-from neuroclips.data.videos import VideoSource, aligned, pair
+from neuroclips.data.videos import VideoSource
 from neuroclips.errors import DataError
-from neuroclips.evaluation.floors import shuffle_across_scenes
+from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.judged import joined, score_judged
-from neuroclips.evaluation.judges import Judge, Seen, load_judge
+from neuroclips.evaluation.judges import Judge, load_judge
 from neuroclips.evaluation.measure import measure_videos
 from neuroclips.evaluation.scores import Scored, score_measured
 from neuroclips.evaluation.table import with_holm, write_tables
@@ -35,6 +36,7 @@ from neuroclips.shapes import Float, Int, UInt8
 
 Report = Callable[[int, int, str], None]
 SHOWN = 100  # clips on the page
+RESERVED = ("film", "training film", "ceiling", "shuffled", "mean frame", "frames shuffled")  # names of our own
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def ask(
         Clips that do not pair, aspect ratios that differ, or two folders under one name.
     """
     floors, baselines = floors or {}, baselines or {}
-    names = [*methods, *floors, *baselines]
-    twice = sorted({name for name in names if names.count(name) > 1 or name in {"film", "shuffled", "mean frame"}})
+    names = [*methods, *(f"{name}, shuffled" for name in methods), *floors, *baselines]
+    twice = sorted({name for name in names if names.count(name) > 1 or name in RESERVED})
     if twice:
         raise DataError(f"{twice[0]!r} names two sets of videos; give each another name (NAME=FOLDER)")
     others = {**methods, **floors, **baselines, **({} if ceiling is None else {"ceiling": ceiling})}
@@ -198,15 +200,12 @@ def score_folders(
     legacy : also the numbers that the field prints, each beside its floors.
     """
     truth, stages = question.truth, list[Stage]()
-    orders = [
-        shuffle_across_scenes(places.scene, np.random.default_rng(stable_seed(seed, "shuffled", s)))
-        for s in range(shuffles)
-    ]
+    orders = shuffled_orders(places.scene, seed, shuffles)
     shared: dict[str, Any] = {"ids": truth.names, "scene": places.scene, "draws": draws, "seed": seed}
     with _timed("mean frame", stages):
         still = _mean_frame(question.training or truth, truth.shape, report)
     floors: dict[str, Any] = {**question.floors, "mean frame": still}
-    named = {name: f"{name}\0shuffled" for name in question.methods}
+    named = {name: f"{name}, shuffled" for name in question.methods}
     sets: dict[str, Any] = {**floors, **question.baselines, **question.methods}
     sets |= {named[name]: [_Reordered(s, order) for order in orders] for name, s in question.methods.items()}
     if question.ceiling is not None:
@@ -214,7 +213,7 @@ def score_folders(
     with _timed("pixels and motion", stages):
         measured = measure_videos(
             sets, truth, frames_shuffled=list(question.methods), seed=seed, legacy=legacy,
-            progress=lambda done, total: report(done, total, "pixels and motion"),
+            progress=_said(report, "pixels and motion"),
         )  # fmt: skip
     parts = []
     with _timed("intervals and tests, pixels and motion", stages):
@@ -231,18 +230,17 @@ def score_folders(
             wanted = {**question.methods, **question.floors, **question.baselines, "film": truth}
             if question.ceiling is not None:
                 wanted["ceiling"] = question.ceiling
-            seen: dict[str, Any] = {name: _look(judge, s, looks, name, report) for name, s in wanted.items()}
-            goal = seen.pop("film")
-            one = judge.look(np.rint(still[:1] * 255).astype(np.uint8), frames=looks)
-            seen["mean frame"] = Seen(
-                np.repeat(one.features, len(truth), axis=0),
-                None if one.classes is None else np.repeat(one.classes, len(truth), axis=0),
-            )
-            known = (
-                goal if question.training is None else _look(judge, question.training, looks, "training film", report)
-            )
+            if question.training is not None:
+                wanted["training film"] = question.training
+            seen: dict[str, Any] = {
+                name: judge.look(source, frames=looks, progress=_said(report, f"{judge.name}, {name}"))
+                for name, source in wanted.items()
+            }
+            seen["mean frame"] = judge.look(still, frames=looks)
+            goal = seen["film"]
+            known = seen.get("training film", goal)
             for name in question.methods:
-                chance = {k: seen[k] for k in floors} | {"shuffled": [_take(seen[name], order) for order in orders]}
+                chance = {k: seen[k] for k in floors} | {"shuffled": [seen[name].take(order) for order in orders]}
                 parts.append(
                     score_judged(
                         name, seen[name], goal, judge=judge.name, reference=known.features.mean(axis=(0, 1)),
@@ -273,17 +271,8 @@ def _mean_frame(source: VideoSource, shape: tuple[int, ...], report: Report) -> 
     return np.broadcast_to(frame, shape)
 
 
-def _look(judge: Judge, source: VideoSource, looks: int | None, name: str, report: Report, batch: int = 16) -> Seen:
-    parts = []
-    for start in range(0, len(source), batch):
-        report(start, len(source), f"{judge.name}, {name}")
-        parts.append(judge.look(source[start : start + batch], frames=looks))
-    classes = [part.classes for part in parts if part.classes is not None]
-    return Seen(np.concatenate([part.features for part in parts]), np.concatenate(classes) if classes else None)
-
-
-def _take(seen: Seen, order: np.ndarray) -> Seen:
-    return Seen(seen.features[order], None if seen.classes is None else seen.classes[order])
+def _said(report: Report, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: report(done, total, what)
 
 
 def score_to_folder(

@@ -25,6 +25,7 @@ from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips, TestClips
 from neuroclips.data.frames import write_clip_video, write_video
 from neuroclips.errors import RecipeError
+from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.seams import PixelDifferenceRule
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.registry import resolve
@@ -32,9 +33,9 @@ from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import FusionRecipe, Recipe, VideoRecipe
 from neuroclips.reconstructor import KEYFRAME, Reconstructor
 from neuroclips.shapes import Float, Int
-from neuroclips.stages import ABLATIONS, load_targets, progress_bar, shuffled_orders
+from neuroclips.stages import ABLATIONS, load_targets, progress_bar
 from neuroclips.training.decoders import pick_device
-from neuroclips.video.fusion import SCENE_RULES, KnownScenes, SceneRule, chain_positions, following, fuse, join
+from neuroclips.video.fusion import SCENE_RULES, KnownScenes, SceneRule, chain_positions, fuse, join
 from neuroclips.video.generator import NeuroClipsGenerator
 from neuroclips.video.guidance import Guidance
 
@@ -126,7 +127,7 @@ def _conditions(run: Path, recipe: Recipe, reconstructor: Reconstructor, test: T
         "decoded": reconstructor.decode(inputs, test.ids),
         "ceiling": Guidance(test.ids, latents=latents, tokens=tokens),
     }
-    for s, order in enumerate(shuffled_orders(recipe, test, recipe.generate.video.shuffles)):
+    for s, order in enumerate(shuffled_orders(test.scene, recipe.seed, recipe.generate.video.shuffles)):
         found[f"shuffled-{s}"] = reconstructor.decode(inputs[order], test.ids)
     return found
 
@@ -197,7 +198,7 @@ class Scenes:
 
         ``joined_by_pixels`` and ``pixel_evidence`` are the pixel rule's.
         """
-        before = following(clips.segment, clips.onset, clips.t_r)
+        before = clips.neighbour(-1)
         assert guidance.latents is not None
         blurry, embeddings = self.vae.decode(guidance.latents), self.embed(guidance)
         return {

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from neuroclips.artefacts import file_hash, read_arrays, read_json, write_json
+from neuroclips.artefacts import read_arrays, read_json, write_json
 from neuroclips.curves import score_curves
 from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips
@@ -27,7 +28,6 @@ from neuroclips.evaluation.judges import (
     JUDGES,
     TEXT_JUDGE,
     Judge,
-    Seen,
     judges_here,
     load_judge,
     refuse_targets,
@@ -36,6 +36,7 @@ from neuroclips.evaluation.judges import (
 )
 from neuroclips.evaluation.measure import measure_videos
 from neuroclips.evaluation.noise_ceiling import noise_ceiling
+from neuroclips.evaluation.pixels import VideoSet
 from neuroclips.evaluation.scores import Scored, score_agreement, score_identification, score_measured
 from neuroclips.evaluation.seams import continues_scene, decision_scores, seam_score
 from neuroclips.evaluation.table import Score, with_holm, write_tables
@@ -99,29 +100,25 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
 
 
 def judge_names(recipe: Recipe) -> list[str]:
-    """The recipe's judges; refuses one that is no known name or folder, or that training aims at, before any work."""
-    folders = [Path(name) for name in recipe.evaluate.judges if Path(name).is_dir()]
-    targets = {**weights_hashes(recipe), **decoder_weights(recipe)}
-    for folder in folders:
-        for path in folder.glob("*.safetensors"):
-            if file_hash(path) in targets.values():
-                raise RecipeError(f"evaluate.judges: {folder} is what training aims at; expected an outside network")
-    unknown = [name for name in recipe.evaluate.judges if name not in JUDGES and not Path(name).is_dir()]
-    if unknown:
-        raise RecipeError(f"evaluate.judges: no judge {unknown[0]!r}; there are {', '.join(JUDGES)}, or give a folder")
-    return list(recipe.evaluate.judges)
+    """The recipe's judges; refuses one that is no known name or judge's folder, or that training aims at, before any
+    work."""
+    names = list(recipe.evaluate.judges)
+    folders = [name for name in names if name not in JUDGES]
+    missing = [name for name in folders if not Path(name).is_dir()]
+    if missing:
+        raise RecipeError(f"evaluate.judges: no judge {missing[0]!r}; there are {', '.join(JUDGES)}, or give a folder")
+    here = [*folders, *judges_here(name for name in names if name in JUDGES)]
+    refuse_targets(here, {**weights_hashes(recipe), **decoder_weights(recipe)})
+    return names
 
 
 def _judges(recipe: Recipe, console: Console) -> list[Judge]:
-    """The judges that are installed; one that training aimed at is refused."""
+    """The judges that are installed."""
     here = judges_here(recipe.evaluate.judges)
     for name in recipe.evaluate.judges:
         if name not in here:
             console.print(f"  no scores by {name}: its weights are not here (docs/evaluation.md, judges)")
-    found = [load_judge(name) for name in here]
-    for judge in found:
-        refuse_targets(judge, {**weights_hashes(recipe), **decoder_weights(recipe)})
-    return found
+    return [load_judge(name) for name in here]
 
 
 def _shared(recipe: Recipe, test: Clips, n_repeats: int) -> dict[str, Any]:
@@ -152,16 +149,16 @@ def _score_decoded(
         predicted = found[part]
         space = "tokens" if part == "prior_tokens" else part
         name = "prior" if part == "prior_tokens" else method
-        given: dict[str, Any] = {
-            "reference": np.asarray(getattr(known, space), np.float32).mean(axis=0), "space": space,
-            "floors": {"shuffled": list(shuffled[part]), **{name: floor[part] for name, floor in floors.items()}},
-            **_shared(recipe, test, k),
-        }  # fmt: skip
         baselines = {"ridge": ridge[space]} if compared else {}
         if part == "prior_tokens":
             baselines["its input"] = found["tokens"]
+        given: dict[str, Any] = {
+            "reference": np.asarray(getattr(known, space), np.float32).mean(axis=0), "space": space,
+            "baselines": baselines,
+            "floors": {"shuffled": list(shuffled[part]), **{name: floor[part] for name, floor in floors.items()}},
+            **_shared(recipe, test, k),
+        }  # fmt: skip
         goal = getattr(true, space)
-        given["baselines"] = baselines
         parts.append(score_identification(name, predicted, goal, ceiling=ceiling, **given, **_placed(recipe, test)))
         if space == "tokens":
             sd = np.asarray(known.tokens, np.float32).std(axis=0)
@@ -186,7 +183,7 @@ class _Sets:
     rows: Int[np.ndarray, " N"]
     methods: Mapping[str, np.ndarray]
     floors: Mapping[str, np.ndarray]
-    shuffled: Sequence[np.ndarray]
+    shuffled: list[VideoSet]
     baselines: Mapping[str, np.ndarray]
     ceiling: np.ndarray
 
@@ -265,13 +262,13 @@ def _score_sets(
     for judge in judges:
         consecutive = _is_small(judge, prepared.test)
         report(0, 1, f"{judge.name}, {what}")
+        look = partial(judge.look, frames=None if consecutive else LOOKS)
         seen: dict[str, Any] = {
-            name: _look(judge, videos, consecutive)
+            name: look(videos)
             for name, videos in {**sets.methods, **sets.floors, **sets.baselines, "ceiling": sets.ceiling}.items()
         }
-        seen["shuffled"] = [_look(judge, videos, consecutive) for videos in sets.shuffled]
-        truth = _look(judge, of_these.frames, consecutive)
-        film = _look(judge, prepared.train.frames[:: max(1, len(prepared.train) // 200)], consecutive)
+        seen["shuffled"] = [look(videos) for videos in sets.shuffled]
+        truth, film = look(of_these.frames), look(prepared.train.frames[:: max(1, len(prepared.train) // 200)])
         parts += [
             score_judged(
                 name, seen[name], truth, judge=judge.name, reference=film.features.mean(axis=(0, 1)),
@@ -285,19 +282,6 @@ def _score_sets(
 
 def _is_small(judge: Judge, test: Clips) -> bool:
     return max(judge.size) <= test.frames.shape[-1]
-
-
-def _look(judge: Judge, videos: np.ndarray, every_frame: bool) -> Seen:
-    """What a judge sees; one video that stands for all clips (a broadcast floor) is looked at once."""
-    alike = videos.strides[0] == 0
-    of_these = np.asarray(videos[:1] if alike else videos)
-    if of_these.dtype != np.uint8:
-        of_these = (of_these * 255).round().astype(np.uint8)
-    seen = judge.look(of_these, frames=None if every_frame else LOOKS)
-    if not alike:
-        return seen
-    classes = None if seen.classes is None else np.repeat(seen.classes, len(videos), axis=0)
-    return Seen(np.repeat(seen.features, len(videos), axis=0), classes)
 
 
 def _score_captions(run: Path, recipe: Recipe, test: Clips, n_repeats: int) -> list[Scored]:

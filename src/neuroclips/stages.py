@@ -22,17 +22,16 @@ from neuroclips.artefacts import (
     write_arrays,
 )
 from neuroclips.data import prepare as data
-from neuroclips.data.clips import Clips, Targets
+from neuroclips.data.clips import Targets
 from neuroclips.data.frames import write_clip_video
 from neuroclips.decoders import Decoders
 from neuroclips.decoders.ridge import RidgeDecoders
-from neuroclips.evaluation.floors import shuffle_across_scenes
+from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import Reconstructor
 from neuroclips.report.from_run import report_data
 from neuroclips.report.page import write_report
-from neuroclips.shapes import Int
 from neuroclips.training.decoders import NeuralDecoders, resolve_decoders
 from neuroclips.video.guidance import Guidance, VideoGenerator
 
@@ -161,7 +160,7 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
     main = reconstructors[methods[-1]]
     generators = [main.generator(name) for name in recipe.generate.generators]
     repeats = repeats_of(recipe, test.bold.shape[1])
-    orders = shuffled_orders(recipe, test, recipe.evaluate.shuffles)
+    orders = shuffled_orders(test.scene, recipe.seed, recipe.evaluate.shuffles)
     decoded: dict[str, Guidance] = {}
     shuffled: list[Guidance] = []
     for k in repeats:
@@ -212,12 +211,6 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
         for clip, video in zip(test.ids, array):
             write_clip_video(own / name / f"{clip.replace('/', '_')}.mp4", video, test.t_r)
     return {"generators": list(videos), "methods": list(methods), "repeats": repeats, "shuffles": len(orders)}
-
-
-def shuffled_orders(recipe: Recipe, test: Clips, n: int) -> list[Int[np.ndarray, " B"]]:
-    """For each of n shuffles: whose fMRI every test clip receives, always that of a clip of another scene."""
-    seeds = [stable_seed(recipe.seed, "shuffled fMRI", s) for s in range(n)]
-    return [shuffle_across_scenes(test.scene, np.random.default_rng(seed)) for seed in seeds]
 
 
 def _arrays(guidance: Guidance) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from neuroclips.data.clips import refuse_test_clips
+from neuroclips.data.clips import neighbour, refuse_test_clips
 from neuroclips.errors import DataError, SplitLeakError
 
 
@@ -66,3 +66,27 @@ def test_arrays_that_do_not_fit_each_other_are_refused(make_clips):
     clips, _ = make_clips()
     with pytest.raises(TypeCheckError):
         replace(clips, onset=clips.onset[:-1])
+
+
+@pytest.mark.parametrize("shift", [-3, -1, 0, 1, 2])
+def test_neighbours_are_found_by_time_in_any_order(shift):
+    segment = np.array([0, 0, 0, 0, 1, 1, 2])
+    onset = np.array([1.5, 3.0, 6.0, 7.5, 7.5, 9.0, 10.5])  # a gap at 4.5 s; no clip follows one of another segment
+    at = {(s, t): i for i, (s, t) in enumerate(zip(segment, onset))}
+    expected = np.array([at.get((s, t + shift * 1.5), -1) for s, t in zip(segment, onset)])
+    assert neighbour(segment, onset, 1.5, shift).tolist() == expected.tolist()
+    shuffle = np.random.default_rng(0).permutation(7)
+    found = neighbour(segment[shuffle], onset[shuffle], 1.5, shift)
+    where = np.argsort(shuffle)
+    assert found.tolist() == np.where(expected < 0, -1, where[expected])[shuffle].tolist()
+
+
+def test_neighbours_of_clips_that_start_between_trs():
+    onset = np.array([1.0, 3.0, 5.0, 7.0])  # half a TR off: rounding each by itself would pair the wrong ones
+    assert neighbour(np.zeros(4, int), onset, 2.0, 1).tolist() == [1, 2, 3, -1]
+    assert neighbour(np.zeros(0, int), np.zeros(0), 2.0, 1).tolist() == []
+
+
+def test_two_clips_at_one_time_are_refused():
+    with pytest.raises(DataError, match="segment 3 start at 2 s"):
+        neighbour(np.array([3, 3, 3]), np.array([2.0, 4.0, 2.4]), 2.0, -1)

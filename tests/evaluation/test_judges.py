@@ -207,10 +207,35 @@ def test_a_folder_called_like_a_known_network_is_not_taken_for_it(saved, tmp_pat
 
 
 def test_a_network_that_training_aimed_at_is_no_judge(saved):
-    judge = load_judge(str(saved("dinov2")))
-    refuse_targets(judge, {"keyframe encoder": "0" * 64})
-    with pytest.raises(DataError, match=r"also a training target of the run \(keyframe encoder"):
-        refuse_targets(judge, {"captions": "0" * 64, "keyframe encoder": judge.weights[0]})
+    folder = str(saved("dinov2"))
+    weights = load_judge(folder).weights[0]
+    refuse_targets([folder, "picture-book"], {"keyframe encoder": "0" * 64})
+    with pytest.raises(DataError, match=r"dinov2: the judge is also a training target of the run \(keyframe encoder"):
+        refuse_targets(["picture-book", folder], {"captions": "0" * 64, "keyframe encoder": weights})
+
+
+def test_floats_sources_and_repeated_videos_are_looked_at_alike(saved):
+    judge = load_judge(str(saved("vit")))
+    videos = np.random.default_rng(0).integers(0, 256, size=(5, 4, 3, 20, 28), dtype=np.uint8)
+    whole = judge.look(videos, frames=2)
+
+    class Source:
+        shape, most = videos.shape, 0
+
+        def __getitem__(self, index):
+            part = videos[index]
+            self.most = max(self.most, len(part))
+            return part
+
+    source, said = Source(), []
+    seen = judge.look(source, frames=2, batch=4, progress=lambda done, n: said.append((done, n)))
+    assert source.most == 2
+    assert said == [(2, 5), (4, 5), (5, 5)]
+    for other in (seen, judge.look((videos / 255).astype(np.float32), frames=2)):
+        np.testing.assert_allclose(other.features, whole.features, atol=1e-5)
+        np.testing.assert_allclose(other.classes, whole.classes, atol=1e-5)
+    repeated = judge.look(np.broadcast_to(videos[3], videos.shape), frames=2)
+    np.testing.assert_allclose(repeated.features, whole.take(np.full(5, 3)).features, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["EfficientNet-Lite0", "EfficientNet-Lite2"])

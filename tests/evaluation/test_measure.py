@@ -3,7 +3,7 @@ import pytest
 
 from neuroclips.errors import DataError
 from neuroclips.evaluation.measure import measure_videos
-from neuroclips.evaluation.motion import flow_error, motion_direction
+from neuroclips.evaluation.motion import direction_agreement, end_point_error, optical_flow
 from neuroclips.evaluation.pixels import pixel_correlation, psnr, ssim, ssim_by_columns
 
 B, F, H, W = 11, 4, 24, 32
@@ -12,8 +12,8 @@ DIRECT = {
     "SSIM": ssim,
     "PSNR": psnr,
     "SSIM by columns": ssim_by_columns,
-    "motion direction": motion_direction,
-    "motion error": flow_error,
+    "motion direction": lambda x, y: direction_agreement(optical_flow(x), optical_flow(y)),
+    "motion error": lambda x, y: end_point_error(optical_flow(x), optical_flow(y)),
 }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,9 +94,16 @@ def test_a_wrong_setting_is_named(call, tmp_path, change, said):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_judge_that_training_aims_at_is_refused_before_any_work(call, tmp_path):
-    for judge, said in ((str(shipped("clip")), "training aims at"), ("nobody", "no judge 'nobody'")):
-        code, _, error = call("run", "smoke", "-o", str(tmp_path / "run"), "-s", f"evaluate.judges=[{judge}]")
+def test_a_judge_that_cannot_judge_is_refused_before_any_work(call, tmp_path):
+    target = tmp_path / "target"
+    shutil.copytree(shipped("clip"), target)
+    shutil.copyfile(shipped("judge") / "preprocessor_config.json", target / "preprocessor_config.json")
+    for judge, said in (
+        (target, "the judge is also a training target of the run"),
+        ("nobody", "no judge 'nobody'"),
+        (shipped("vae"), "no preprocessor_config.json; expected a judge's folder"),
+    ):
+        code, _, error = call("run", "smoke", "-o", tmp_path / "run", "-s", f"evaluate.judges=[{judge}]")
         assert code == 1
         assert said in error
         assert not (tmp_path / "run").exists()

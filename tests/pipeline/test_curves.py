@@ -14,10 +14,10 @@ from neuroclips.data.prepare import load_clips
 from neuroclips.decoders.ridge import RidgeDecoder, RidgeDecoders
 from neuroclips.errors import ArtefactError
 from neuroclips.evaluation import curves as evaluation_curves
+from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.scores import score_identification
 from neuroclips.recipe import load_recipe
 from neuroclips.reconstructor import Reconstructor
-from neuroclips.stages import shuffled_orders
 
 VOXELS, TOKENS, DELAY = 41, (3, 8), 2
 SIGNAL = np.random.default_rng(1).normal(size=(5, VOXELS)) / np.sqrt(5)
@@ -169,7 +169,7 @@ def test_a_point_agrees_with_the_table_of_scores(planted, scored):
     test = load_clips(run / "prepare").test
     known, truth = (read_arrays(run / "targets" / f"{s}.safetensors")["tokens"] for s in ("train", "test"))
     found = np.array(read_arrays(run / "curves" / "tokens.safetensors")["components-5"])
-    orders = shuffled_orders(recipe, test, 3)
+    orders = shuffled_orders(test.scene, recipe.seed, 3)
     expected = score_identification(
         "ridge", found, truth, reference=known.astype(np.float32).mean(axis=0), ids=test.ids, segment=test.segment,
         onset=test.onset, scene=test.scene, floors={"shuffled": [found[order] for order in orders]},

@@ -144,9 +144,9 @@ WRONG = {
     "a table that lacks clips": (["--truth", "truth", "--pred", "mine", "--clips", "short.tsv"], "no row for clip"),
     "one name twice": (["--truth", "truth", "--pred", "mine", "--pred", "mine"], "two folders of one name"),
     "a reserved name": (["--truth", "truth", "--pred", "shuffled=mine"], "names two sets"),
+    "the name of the ceiling": (["--truth", "truth", "--pred", "ceiling=mine"], "names two sets"),
+    "the name of a shuffle": (["--truth", "truth", "--pred", "mine", "--floor", "mine, shuffled=mine"], "names two"),
     "no such judge": (["--truth", "truth", "--pred", "mine", "--judge", "nobody"], "nobody"),
-    "no such layout": (["--truth", "truth", "--pred", "mine", "--layout", "CBA"], "--layout"),
-    "no such rule for scenes": (["--truth", "truth", "--pred", "mine", "--scenes", "all"], "--scenes"),
 }
 
 
@@ -174,6 +174,14 @@ def test_wrong_input_gets_one_clear_error_and_leaves_nothing(case, places, film,
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize("words", [["--layout", "CBA"], ["--scenes", "all"]])
+def test_a_wrong_choice_is_told_what_there_is(words, places, tmp_path):
+    result = run(places, "--truth", places / "truth", "--pred", places / "mine", "-o", tmp_path / "out", *words)
+    assert result.exit_code == 2
+    assert words[1] in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_tables_of_clips_that_are_wrong(tmp_path):

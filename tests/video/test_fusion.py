@@ -11,7 +11,6 @@ from neuroclips.video.fusion import (
     SceneClassifier,
     SceneSimilarity,
     chain_positions,
-    following,
     fuse,
     join,
     load_scene_rule,
@@ -55,23 +54,6 @@ def balanced_accuracy(rule, known, scene):
     return decision_scores(rule.name, joined, known.same, before=known.before, block=scene)[1]
 
 
-# 1. Which clip follows which.
-def test_following_does_not_depend_on_order():
-    segment = np.array([0, 0, 0, 0, 1, 1, 2])
-    onset = np.array([1.5, 3.0, 6.0, 7.5, 7.5, 9.0, 10.5])  # a gap at 4.5 s; no clip follows one of another segment
-    expected = np.array([-1, 0, -1, 2, -1, 4, -1])
-    assert following(segment, onset, 1.5).tolist() == expected.tolist()
-    shuffle = np.random.default_rng(0).permutation(7)
-    found = following(segment[shuffle], onset[shuffle], 1.5)
-    where = np.argsort(shuffle)
-    assert found.tolist() == np.where(expected < 0, -1, where[expected])[shuffle].tolist()
-
-
-def test_two_clips_at_one_time_are_refused():
-    with pytest.raises(DataError, match="segment 3 start at 2 s"):
-        following(np.array([3, 3, 3]), np.array([2.0, 4.0, 2.4]), 2.0)
-
-
 def test_known_scenes_of_clips(make_clips):
     clips, _ = make_clips("validation", n_segments=3, clips=7)
     embeddings = np.random.default_rng(0).normal(size=(21, WIDTH)).astype(np.float32)
@@ -82,7 +64,7 @@ def test_known_scenes_of_clips(make_clips):
         KnownScenes.of(make_clips("test", n_segments=3, clips=7)[0], embeddings)
 
 
-# 2. Scene rules.
+# 1. Scene rules.
 def test_similarity_is_the_centred_cosine():
     rng = np.random.default_rng(1)
     embeddings, centre = rng.normal(size=(5, WIDTH)) + 7, np.full(WIDTH, 7.0)
@@ -190,7 +172,7 @@ def test_rules_refuse_what_they_cannot_learn_from(rule):
         rule.same_scene(train.embeddings[:, :5], train.before)
 
 
-# 3. Chains.
+# 2. Chains.
 #          segment a: 0 1 2 3 4 5 6, segment b: 7 8 9; clip 3 starts a scene
 BEFORE = np.array([-1, 0, 1, 2, 3, 4, 5, -1, 7, 8])
 JOINED = np.array([False, True, True, False, True, True, True, False, False, True])
@@ -226,7 +208,7 @@ def test_impossible_chains_are_refused():
         chain_positions(JOINED | (np.arange(10) == 7), BEFORE)
 
 
-# 4. Generation.
+# 3. Generation.
 class Recorder:
     """Every frame of a clip's video is made from its own id and latents, and from its first frame, one level higher."""
 
@@ -309,7 +291,7 @@ def test_positions_that_are_no_chains_are_our_mistake():
         fuse(Recorder(), guidance(3), np.array([0, 1, 1]), np.array([-1, 0, -1]), seed=3)
 
 
-# 5. One long video.
+# 4. One long video.
 def test_join_puts_clips_in_time_order():
     videos = np.random.default_rng(5).integers(0, 256, (4, 6, 3, 5, 7)).astype(np.uint8)
     onset = np.array([7.5, 4.5, 9.0, 6.0])

@@ -13,6 +13,30 @@ from neuroclips.shapes import Bool, Float, Float32, Int, UInt8
 T_R = 2.0  # seconds; the CC2017 sampling period and the default everywhere
 
 
+def neighbour(
+    segment: Int[np.ndarray, " B"], onset: Float[np.ndarray, " B"], t_r: float, shift: int
+) -> Int[np.ndarray, " B"]:
+    """Index of the clip ``shift`` TRs after each clip, in the same segment, or -1. Clips may come in any order.
+
+    Raises ``DataError`` when two clips of a segment start less than half a ``t_r`` apart.
+
+    >>> neighbour(np.array([0, 0, 1, 0]), np.array([2.0, 0.0, 4.0, 6.0]), 2.0, -1).tolist()
+    [1, -1, -1, -1]
+    """
+    order = np.lexsort((onset, segment))
+    gap = np.rint(np.diff(onset[order]) / t_r).astype(np.int64)
+    alike = np.diff(segment[order]) == 0
+    if (alike & (gap == 0)).any():
+        first = order[int(np.argmax(alike & (gap == 0)))]
+        raise DataError(f"two clips of segment {segment[first]} start at {onset[first]:g} s; expected {t_r:g} s apart")
+    apart = abs(shift) + 1  # no shift leads from one segment into another
+    number = np.append(0, np.cumsum(np.where(alike, gap, apart)))[: len(order)]  # in TRs, ascending
+    place = np.searchsorted(number, number + shift).clip(max=max(len(order) - 1, 0))
+    found = np.full(len(order), -1)
+    found[order] = np.where(number[place] == number + shift, order[place], -1)
+    return found
+
+
 @dataclass(frozen=True)
 class Clips:
     """Brain activity and film of the clips of one split, one clip per TR. Arrays may be memory-mapped.
@@ -81,14 +105,15 @@ class Clips:
         these clips, such as one beyond the end of a run, is zero: the mean of every voxel.
         """
         own = self.responses(n_repeats)
-        at = {(int(s), round(float(t) / self.t_r)): b for b, (s, t) in enumerate(zip(self.segment, self.onset))}
         found = np.zeros((len(self), before + 1 + after, self.n_voxels), np.float32)
-        for (segment, number), b in at.items():
-            for place, shift in enumerate(range(-before, after + 1)):
-                source = at.get((segment, number + shift))
-                if source is not None:
-                    found[b, place] = own[source]
+        for place, shift in enumerate(range(-before, after + 1)):
+            source = self.neighbour(shift)
+            found[source >= 0, place] = own[source[source >= 0]]
         return found
+
+    def neighbour(self, shift: int) -> Int[np.ndarray, " B"]:
+        """Index of the clip ``shift`` TRs after each clip, in the same segment, or -1."""
+        return neighbour(self.segment, self.onset, self.t_r, shift)
 
     def take(self, index: np.ndarray) -> Clips:
         """The clips at ``index``, as the same split."""

@@ -150,7 +150,7 @@ def _open_folder(path: Path, layout: Layout) -> VideoSource:
         raise DataError(f"{path}: holds {kind} files itself; expected a folder of frames for each clip")
     if kind in _ARRAYS.values():
         if len(clips) > 1 and kind != "NPY":
-            raise DataError(f"{path}: holds {len(clips)} {kind} files ({', '.join(_few(clips))}); give one of them")
+            raise DataError(f"{path}: holds {len(clips)} {kind} files ({', '.join(few(clips))}); give one of them")
         source = _open_arrays(path, clips, layout)
     elif kind == "GIF":
         source = _open_files(path, clips, f"{len(clips)} GIF files", _gif_shape, _read_gif)
@@ -173,7 +173,7 @@ def _open_folder(path: Path, layout: Layout) -> VideoSource:
         skipped += folders
     if skipped:
         names = [str(entry.relative_to(path)) for entry in skipped]
-        source.warnings.append(f"{path}: skipped what is no video: {', '.join(_few(names))}")
+        source.warnings.append(f"{path}: skipped what is no video: {', '.join(few(names))}")
     return source
 
 
@@ -211,11 +211,9 @@ def _hint(folders: Sequence[Path], skipped: Sequence[Path]) -> str:
         if files or any(_has_frames(_scan(clip)[0]) for clip in deeper):
             found.append(str(folder))
     if found:
-        return (
-            f", but {found[0]} does: give that" if len(found) == 1 else f", but {', '.join(_few(found))} do: give one"
-        )
+        return f", but {found[0]} does: give that" if len(found) == 1 else f", but {', '.join(few(found))} do: give one"
     entries = [*folders, *skipped]
-    return f", only {', '.join(_few(entries))}" if entries else ""
+    return f", only {', '.join(few(entries))}" if entries else ""
 
 
 def _frames_of(folder: Path, files: dict[str, list[Path]]) -> list[Path]:
@@ -358,7 +356,7 @@ def _open_arrays(path: Path, files: list[Path], layout: Layout) -> VideoSource:
     if not single and first.ndim != 5:
         raise DataError(f"{files[0]}: an array of shape {first.shape}; expected 5 axes: clips, frames, 3, H, W")
     if not single and len(files) > 1:
-        raise DataError(f"{path}: holds {len(files)} arrays of many clips ({', '.join(_few(files))}); give one of them")
+        raise DataError(f"{path}: holds {len(files)} arrays of many clips ({', '.join(few(files))}); give one of them")
     if first.dtype != np.uint8 and first.dtype.kind != "f":
         raise DataError(f"{files[0]}: an array of {first.dtype}; expected uint8 or floating point")
     for file, array in zip(files, arrays):
@@ -407,7 +405,7 @@ def _read_array(path: Path) -> np.ndarray:
         if suffix == ".safetensors":
             arrays = read_arrays(path)
             if "videos" not in arrays and len(arrays) != 1:
-                raise DataError(f"{path}: holds the arrays {', '.join(_few(list(arrays)))}; expected one, or 'videos'")
+                raise DataError(f"{path}: holds the arrays {', '.join(few(list(arrays)))}; expected one, or 'videos'")
             return arrays.get("videos", next(iter(arrays.values())))
         return _read_tensor(path)
 
@@ -433,7 +431,7 @@ def _read_tensor(path: Path) -> np.ndarray:
             "expected what torch.save(tensor, FILE) writes"
         ) from error
     if not isinstance(tensor, torch.Tensor):
-        held = f" with the keys {', '.join(_few(list(tensor)))}" if isinstance(tensor, dict) else ""
+        held = f" with the keys {', '.join(few(list(tensor)))}" if isinstance(tensor, dict) else ""
         raise DataError(f"{path}: holds a {type(tensor).__name__}{held}; expected one tensor")
     return tensor.detach().numpy()
 
@@ -479,93 +477,6 @@ def _unit_of_values(path: Path, names: Sequence[str], clip: Callable[[int], np.n
     return unit
 
 
-# ---------------------------------------------------------------- two sources
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Clip ``truth[i]`` of the truth belongs to clip ``predicted[i]`` of the prediction, by ``rule``."""
-
-    truth: Int[np.ndarray, " B"]
-    predicted: Int[np.ndarray, " B"]
-    rule: str
-
-
-def pair(truth: VideoSource, predicted: VideoSource) -> Pairs:
-    """Which clips belong together, in the truth's order: those of one name.
-
-    Rows of an array have no names of their own; with an array on one side, clips are paired by their order.
-
-    Raises
-    ------
-    DataError
-        The two have different numbers of clips, or names that do not match; the message says which.
-    """
-    n = len(truth)
-    if set(truth.names) == set(predicted.names):
-        place = {name: row for row, name in enumerate(predicted.names)}
-        rows = np.array([place[name] for name in truth.names])
-        return Pairs(np.arange(n), rows, "by name" if truth.named and predicted.named else "by order")
-    problem = f"{predicted.path}: {len(predicted)} clips, where the truth in {truth.path} has {n}"
-    if truth.named and predicted.named:
-        missing = [name for name in truth.names if name not in set(predicted.names)]
-        extra = [name for name in predicted.names if name not in set(truth.names)]
-        differ = [
-            f"{what} {', '.join(_few(some))}" for what, some in (("missing:", missing), ("extra:", extra)) if some
-        ]
-        raise DataError(f"{problem}; {'; '.join(differ)}; expected the same names")
-    if len(predicted) != n:
-        raise DataError(f"{problem}; expected as many")
-    return Pairs(np.arange(n), np.arange(n), "by order")
-
-
-def aligned(source: VideoSource, n_frames: int, height: int, width: int) -> VideoSource:
-    """The source at ``n_frames`` frames of ``height`` x ``width`` pixels; what is done is in ``alignment``.
-
-    Frames are those nearest in time when both go from the first moment to the last, ``rint(linspace(0, F - 1, n))``;
-    none are made up. Frames are made smaller by area averaging, larger by bicubic interpolation (OpenCV's).
-
-    Raises
-    ------
-    DataError
-        The source has fewer frames, or its frames' aspect ratio differs by more than 1 %.
-    """
-    _, f, _, h, w = source.shape
-    if n_frames > f:
-        raise DataError(f"{source.path}: {f} frames a clip; expected at least {n_frames}")
-    if abs(w * height / (h * width) - 1) > 0.01:
-        raise DataError(
-            f"{source.path}: frames of {h} x {w} pixels, to be compared at {height} x {width}; expected one aspect "
-            "ratio, to within 1 %: cut both to the same part of the picture first"
-        )
-    chosen = np.rint(np.linspace(0, f - 1, n_frames)).astype(int)
-    rules = [source.alignment] if source.alignment else []
-    if n_frames < f:
-        rules.append(f"frames {', '.join(map(str, chosen))} of {f}")
-    if (height, width) != (h, w):
-        how = "area averaging" if _shrinks(source.shape, height, width) else "bicubic interpolation"
-        rules.append(f"{h} x {w} resized to {height} x {width} by {how}")
-
-    def read(row: int) -> np.ndarray:
-        video = source.read(row)[chosen]
-        return video if (height, width) == (h, w) else _resized(video, height, width)
-
-    shape = (len(source), n_frames, 3, height, width)
-    return replace(source, shape=shape, read=read, alignment="; ".join(rules))
-
-
-def _resized(video: UInt8[np.ndarray, "F 3 H W"], height: int, width: int) -> UInt8[np.ndarray, "F 3 height width"]:
-    import cv2  # a third of a second that only this function should cost
-
-    how = cv2.INTER_AREA if _shrinks(video.shape, height, width) else cv2.INTER_CUBIC
-    frames = np.ascontiguousarray(video.transpose(0, 2, 3, 1))
-    return np.stack([cv2.resize(frame, (width, height), interpolation=how) for frame in frames]).transpose(0, 3, 1, 2)
-
-
-def _shrinks(shape: Sequence[int], height: int, width: int) -> bool:
-    return height * width < shape[-2] * shape[-1]
-
-
 # ---------------------------------------------------------------- small parts
 
 
@@ -587,7 +498,7 @@ def _each(work: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]
         return list(pool.map(work, items))
 
 
-def _few(names: Sequence[Path] | Sequence[str]) -> list[str]:
+def few(names: Sequence[Path] | Sequence[str]) -> list[str]:
     """The first three names, and how many more."""
     shown = [name.name if isinstance(name, Path) else str(name) for name in names[:3]]
     return shown if len(names) <= 3 else [*shown, f"and {len(names) - 3} more"]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
+from neuroclips.artefacts import stable_seed
 from neuroclips.errors import DataError
 from neuroclips.shapes import Float32, Int, UInt8
+
+T = TypeVar("T")
 
 
 def mean_frame_videos(training: UInt8[np.ndarray, "B F 3 H W"], n_clips: int) -> Float32[np.ndarray, "N F 3 H W"]:
@@ -21,6 +26,17 @@ def mean_video_videos(training: UInt8[np.ndarray, "B F 3 H W"], n_clips: int) ->
     """The mean training video, frame by frame, as the prediction of every clip. Float in [0, 1]; a read-only view."""
     video = (training.mean(axis=0, dtype=np.float64) / 255).astype(np.float32)  # (F, 3, H, W)
     return np.broadcast_to(video, (n_clips, *video.shape))
+
+
+def as_list(given: T | list[T]) -> list[T]:
+    """The predictions of a floor, one or several that are pooled, as a list."""
+    return given if isinstance(given, list) else [given]
+
+
+def shuffled_orders(scene: Int[np.ndarray, " B"], seed: int, n: int) -> list[Int[np.ndarray, " B"]]:
+    """For each of n shuffles: whose fMRI every clip receives, always that of a clip of another scene."""
+    rngs = (np.random.default_rng(stable_seed(seed, "shuffled fMRI", s)) for s in range(n))
+    return [shuffle_across_scenes(scene, rng) for rng in rngs]
 
 
 def shuffle_across_scenes(scene: Int[np.ndarray, " B"], rng: np.random.Generator) -> Int[np.ndarray, " B"]:

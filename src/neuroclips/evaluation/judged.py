@@ -14,6 +14,7 @@ import pandas as pd
 
 from neuroclips.errors import DataError
 from neuroclips.evaluation.distribution import frechet_distance
+from neuroclips.evaluation.floors import as_list
 from neuroclips.evaluation.identification import correlation_scores
 from neuroclips.evaluation.intervals import n_effective
 from neuroclips.evaluation.judges import Seen
@@ -37,7 +38,7 @@ def score_judged(
     reference: Float32[np.ndarray, " D"],
     ids: Sequence[str],
     scene: Int[np.ndarray, " B"],
-    floors: Mapping[str, Seen | Sequence[Seen]],
+    floors: Mapping[str, Seen | list[Seen]],
     baselines: Mapping[str, Seen] | None = None,
     ceiling: Seen | None = None,
     shuffled: str = "shuffled",
@@ -74,7 +75,7 @@ def score_judged(
     goal = truth.features.mean(axis=1)
     found = score_identification(
         method, seen.features.mean(axis=1), goal, reference=reference, space=judge,
-        floors={name: [s.features.mean(axis=1) for s in _as_list(given)] for name, given in floors.items()},
+        floors={name: [s.features.mean(axis=1) for s in as_list(given)] for name, given in floors.items()},
         baselines={name: s.features.mean(axis=1) for name, s in baselines.items()},
         ceiling=None if ceiling is None else correlation_scores(ceiling.features.mean(axis=1), goal, reference),
         **identification, **shared,
@@ -83,7 +84,7 @@ def score_judged(
     metrics = []
 
     def add(name: str, of: Any, *, best: bool = True, **about: Any) -> None:
-        beside = {k: np.stack([of(s) for s in _as_list(v)]) for k, v in {**floors, **baselines}.items()}
+        beside = {k: np.stack([of(s) for s in as_list(v)]) for k, v in {**floors, **baselines}.items()}
         metrics.append(MetricValues(name, of(seen), beside, of(ceiling) if ceiling and best else None, **about))
 
     if truth.classes is not None:
@@ -136,14 +137,14 @@ def _thresholded(seen: Seen, truth: Seen) -> np.ndarray:
 
 
 def _frechet(
-    method: str, seen: Seen, truth: Seen, judge: str, floors: Mapping[str, Seen | Sequence[Seen]],
+    method: str, seen: Seen, truth: Seen, judge: str, floors: Mapping[str, Seen | list[Seen]],
     baselines: Mapping[str, Seen], ceiling: Seen | None, shared: Mapping[str, Any],
 ) -> Score:  # fmt: skip
     goal = truth.features.mean(axis=1).astype(np.float64)
 
-    def distance(given: Seen | Sequence[Seen]) -> float:
+    def distance(given: Seen | list[Seen]) -> float:
         return float(
-            np.mean([frechet_distance(s.features.mean(axis=1).astype(np.float64), goal) for s in _as_list(given)])
+            np.mean([frechet_distance(s.features.mean(axis=1).astype(np.float64), goal) for s in as_list(given)])
         )
 
     return Score(
@@ -154,7 +155,3 @@ def _frechet(
         ceiling=None if ceiling is None else distance(ceiling), higher_is_better=False,
         note="of the videos' features from the film's, as distributions; grows as clips get fewer",
     )  # fmt: skip
-
-
-def _as_list(seen: Seen | Sequence[Seen]) -> list[Seen]:
-    return [seen] if isinstance(seen, Seen) else list(seen)

@@ -22,7 +22,8 @@ import numpy as np
 
 from neuroclips.artefacts import file_hash, read_card, read_json
 from neuroclips.errors import ArtefactError, DataError, MissingExtraError
-from neuroclips.shapes import Float32, UInt8
+from neuroclips.evaluation.pixels import VideoSet
+from neuroclips.shapes import Float32, Int, UInt8
 
 JUDGE = "EfficientNet-Lite0"
 TEXT_JUDGE = "all-MiniLM-L6-v2"
@@ -52,6 +53,10 @@ class Seen:
 
     features: Float32[np.ndarray, "B S D"]
     classes: Float32[np.ndarray, "B S M"] | None
+
+    def take(self, rows: Int[np.ndarray, " b"]) -> Seen:
+        """What was seen in the videos ``rows``, in that order."""
+        return Seen(self.features[rows], None if self.classes is None else self.classes[rows])
 
 
 @dataclass(frozen=True)
@@ -108,28 +113,48 @@ class Judge:
     _see: Callable[[Any], tuple[Any, Any]] = field(repr=False)  # pixels to features and logits
     _device: str = field(repr=False)
 
-    def look(self, videos: UInt8[np.ndarray, "B F 3 H W"], *, frames: int | None = 3, batch: int = 32) -> Seen:
+    def look(
+        self,
+        videos: VideoSet,
+        *,
+        frames: int | None = 3,
+        batch: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Seen:
         """Look at ``frames`` frames at equal distances from the first to the last, or (None) at every frame.
 
         A judge of whole videos takes as many as it was made for, whatever ``frames`` says: those nearest in time.
-        ``batch`` counts frames in one pass.
+
+        Parameters
+        ----------
+        videos : (B, F, 3, H, W) uint8, or float in [0, 1]; read a few clips at a time. An array that repeats one video
+            for every clip (``np.broadcast_to``), as floors do, is looked at once.
+        batch : about how many frames in one pass; at least one clip.
+        progress : called with (clips done, clips).
         """
         import torch
 
-        count = self.clip_frames or (videos.shape[1] if frames is None else frames)
-        chosen = np.rint(np.linspace(0, videos.shape[1] - 1, count)).astype(int)
-        of_frames = self.kind == "frames"
-        looks = videos[:, chosen].reshape(-1, 1 if of_frames else count, *videos.shape[2:])
-        step = max(1, batch // looks.shape[1])
+        n, n_frames = videos.shape[:2]
+        if isinstance(videos, np.ndarray) and n > 1 and videos.strides[0] == 0:
+            return self.look(videos[:1], frames=frames, batch=batch).take(np.zeros(n, int))
+        count = self.clip_frames or (n_frames if frames is None else frames)
+        chosen = np.rint(np.linspace(0, n_frames - 1, count)).astype(int)
+        of_frames, step = self.kind == "frames", max(1, batch // count)
         features, classes = [], []
         with torch.inference_mode():
-            for start in range(0, len(looks), step):
-                x = torch.from_numpy(np.stack([[self._input.of(f) for f in look] for look in looks[start:][:step]]))
+            for start in range(0, n, step):
+                clips = np.asarray(videos[start : start + step])[:, chosen]
+                if clips.dtype != np.uint8:
+                    clips = np.rint(clips * 255).astype(np.uint8)
+                looks = clips.reshape(-1, 1 if of_frames else count, *clips.shape[2:])
+                x = torch.from_numpy(np.stack([[self._input.of(frame) for frame in look] for look in looks]))
                 seen, logits = self._see((x[:, 0] if of_frames else x).to(self._device))
                 features.append(seen.float().cpu().numpy())
                 if logits is not None:
                     classes.append(logits.float().softmax(dim=-1).cpu().numpy())
-        shape = (len(videos), count if of_frames else 1, -1)
+                if progress is not None:
+                    progress(min(start + step, n), n)
+        shape = (n, count if of_frames else 1, -1)
         return Seen(
             np.concatenate(features).reshape(shape), np.concatenate(classes).reshape(shape) if classes else None
         )
@@ -169,19 +194,27 @@ def judges_here(names: Iterable[str] = JUDGES) -> list[str]:
     return [name for name in names if _is_here(name)]
 
 
-def refuse_targets(judge: Judge, targets: Mapping[str, str]) -> None:
-    """Refuse a judge that training aimed at: whoever learns from a network will please it.
+def refuse_targets(names: Iterable[str], targets: Mapping[str, str]) -> None:
+    """Refuse judges that training aimed at: whoever learns from a network will please it. Nothing is loaded.
 
-    targets : SHA-256 of the weights of each network that training used, by what it is to be called.
+    names : of judges that are here. targets : SHA-256 of the weights of each network that training used, by what it is
+        to be called.
 
-    Raises ``DataError`` if the judge's weights are among them.
+    Raises ``DataError`` if a judge's weights are among them.
     """
-    for label, weights in targets.items():
-        if weights in judge.weights:
-            raise DataError(
-                f"{judge.name}: the judge is also a training target of the run ({label}, weights {weights[:12]}); "
-                "expected a network that no part of the method was trained on"
-            )
+    for name in names:
+        for label, weights in targets.items():
+            if weights in _weights(_find(name, online=False)):
+                raise DataError(
+                    f"{name}: the judge is also a training target of the run ({label}, weights {weights[:12]}); "
+                    "expected a network that no part of the method was trained on"
+                )
+
+
+@functools.cache
+def _weights(place: Path) -> tuple[str, ...]:
+    """SHA-256 of each file of weights, of a file or of a folder's."""
+    return tuple(file_hash(path) for path in ([place] if place.is_file() else sorted(place.glob("*.safetensors"))))
 
 
 def _is_here(name: str) -> bool:
@@ -241,7 +274,7 @@ def _lite(name: str, path: Path, device: str) -> Judge:
 
     size = (_LITE[name], _LITE[name])
     given = _Input(size, None, 1.0, (127.0,) * 3, (128.0,) * 3)
-    return Judge(name, "frames", (file_hash(path),), size, "ImageNet-1k photographs", None, None, given, see, device)
+    return Judge(name, "frames", _weights(path), size, "ImageNet-1k photographs", None, None, given, see, device)
 
 
 def _from_folder(name: str, folder: Path, device: str) -> Judge:
@@ -272,7 +305,7 @@ def _from_folder(name: str, folder: Path, device: str) -> Judge:
     return Judge(
         name=name,
         kind="video" if of_videos else "frames",
-        weights=tuple(file_hash(path) for path in sorted(folder.glob("*.safetensors"))),
+        weights=_weights(folder),
         size=given.size,
         trained_on=HUB[name][1] if name in HUB else card.get("trained_on", f"what the makers of {name} say"),
         class_names=tuple(config.id2label[k] for k in range(config.num_labels)) if classifies else None,

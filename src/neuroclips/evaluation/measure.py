@@ -10,26 +10,17 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from neuroclips.errors import DataError
+from neuroclips.evaluation.floors import as_list
 from neuroclips.evaluation.motion import direction_agreement, end_point_error, frame_shuffled, optical_flow
-from neuroclips.evaluation.pixels import as_unit_float, pixel_correlation, psnr, ssim, ssim_by_columns
+from neuroclips.evaluation.pixels import VideoSet, as_unit_float, pixel_correlation, psnr, ssim, ssim_by_columns
 from neuroclips.shapes import Float32
 
 _VALUES_AT_ONCE = 1 << 22
-
-
-@runtime_checkable
-class VideoSet(Protocol):
-    """Videos (B, F, 3, H, W), uint8 or float in [0, 1]: an array, or a source that is read when it is indexed."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Measured:
 
 
 def measure_videos(
-    sets: Mapping[str, VideoSet | Sequence[VideoSet]],
+    sets: Mapping[str, VideoSet | list[VideoSet]],
     truth: VideoSet,
     *,
     frames_shuffled: Collection[str] = (),
@@ -94,7 +85,7 @@ def measure_videos(
     DataError
         A set's shape is not the truth's; a truth of fewer than 7 pixels a side (SSIM has no window).
     """
-    flat = {name: _as_list(given) for name, given in sets.items()}
+    flat = {name: as_list(given) for name, given in sets.items()}
     n = truth.shape[0]
     batch = batch or max(1, _VALUES_AT_ONCE // int(np.prod(truth.shape[1:])))
     for name, each in flat.items():
@@ -132,8 +123,8 @@ def measure_videos(
     about = {name: entry[1] for name, entry in metrics.items()}
     result = {}
     for name, parts in found.items():
-        pooled = not isinstance(sets[name], np.ndarray) and isinstance(sets[name], Sequence)
-        values = {metric: np.stack([p[metric] for p in parts]) if pooled else parts[0][metric] for metric in parts[0]}
+        pooled = isinstance(sets[name], list)
+        values = {metric: np.stack([p[metric] for p in parts]) if pooled else parts[0][metric] for metric in metrics}
         result[name] = Measured(values, about, null.get(name, {}))
     return result
 
@@ -167,9 +158,3 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], int], starts: Sequ
     finally:
         for each in waiting:
             each.cancel()
-
-
-def _as_list(videos: VideoSet | Sequence[VideoSet]) -> list[VideoSet]:
-    if isinstance(videos, np.ndarray) or not isinstance(videos, Sequence):
-        return [videos]  # type: ignore[list-item]
-    return list(videos)

@@ -87,20 +87,6 @@ def _pixels_per_reference(predicted: np.ndarray, truth: np.ndarray) -> float:
     return truth.shape[-1] / _REFERENCE_SIDE
 
 
-def motion_direction(predicted: Videos, truth: Videos) -> Float32[np.ndarray, " B"]:
-    """``direction_agreement`` of the optical flows of two sets of videos; a single frame has no motion and scores 0."""
-    if truth.shape[1] < 2:
-        return np.zeros(len(truth), np.float32)
-    return direction_agreement(optical_flow(predicted), optical_flow(truth))
-
-
-def flow_error(predicted: Videos, truth: Videos) -> Float32[np.ndarray, " B"]:
-    """``end_point_error`` of the optical flows of two sets of videos; a single frame has no motion to miss: 0."""
-    if truth.shape[1] < 2:
-        return np.zeros(len(truth), np.float32)
-    return end_point_error(optical_flow(predicted), optical_flow(truth))
-
-
 def frame_shuffled(videos: Frames, rng: np.random.Generator) -> Frames:
     """The null for motion: each clip's frames in a random order, every order but the true one equally likely.
 

@@ -7,6 +7,7 @@ the mean-frame floor, never without it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -20,6 +21,16 @@ PerClip = Float32[np.ndarray, " B"]
 _CLIPS_AT_ONCE = 16
 _WINDOW = 7
 _MSE_OF_8_BITS = (1 / 255) ** 2 / 12  # mean squared rounding error of uint8 frames, as a share of the range
+
+
+@runtime_checkable
+class VideoSet(Protocol):
+    """Videos (B, F, 3, H, W), uint8 or float in [0, 1]: an array, or a source that is read when it is indexed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 def pixel_correlation(predicted: Videos, truth: Videos) -> PerClip:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from neuroclips.errors import DataError
 from neuroclips.evaluation.agreement import pattern_correlation, resampled_profile
-from neuroclips.evaluation.floors import shuffle_across_scenes
+from neuroclips.evaluation.floors import as_list, shuffle_across_scenes
 from neuroclips.evaluation.identification import (
     METRICS,
     Identification,
@@ -24,7 +24,8 @@ from neuroclips.evaluation.identification import (
     identify_every_pairing,
 )
 from neuroclips.evaluation.intervals import Resampled, SceneBootstrap, Statistic, n_effective, rare_share_interval
-from neuroclips.evaluation.measure import Measured, VideoSet, measure_videos
+from neuroclips.evaluation.measure import Measured, measure_videos
+from neuroclips.evaluation.pixels import VideoSet
 from neuroclips.evaluation.significance import paired_p_value, permutation_p_value
 from neuroclips.evaluation.table import Score
 from neuroclips.shapes import Float, Int
@@ -74,7 +75,7 @@ def score_videos(
     *,
     ids: Sequence[str],
     scene: Int[np.ndarray, " B"],
-    floors: Mapping[str, VideoSet | Sequence[VideoSet]],
+    floors: Mapping[str, VideoSet | list[VideoSet]],
     baselines: Mapping[str, VideoSet] | None = None,
     ceiling: VideoSet | None = None,
     shuffled: str = "shuffled",
@@ -100,7 +101,7 @@ def score_videos(
     each with ``score_measured``.
     """
     baselines = baselines or {}
-    sets: dict[str, VideoSet | Sequence[VideoSet]] = {**floors, **baselines, "": videos}
+    sets: dict[str, VideoSet | list[VideoSet]] = {**floors, **baselines, "": videos}
     if ceiling is not None:
         sets["ceiling of this"] = ceiling
     found = measure_videos(sets, truth, frames_shuffled=[""], seed=seed)
@@ -154,7 +155,7 @@ def score_agreement(
     sd: Float[np.ndarray, ...] | None = None,
     ids: Sequence[str],
     scene: Int[np.ndarray, " B"],
-    floors: Mapping[str, np.ndarray | Sequence[np.ndarray]],
+    floors: Mapping[str, np.ndarray | list[np.ndarray]],
     baselines: Mapping[str, np.ndarray] | None = None,
     space: str = "tokens",
     shuffled: str = "shuffled",
@@ -167,6 +168,8 @@ def score_agreement(
     agreement : Pearson correlation after subtracting ``reference`` from both sides; higher is better.
     error : squared distance, in units of the mean squared distance of the truth from ``reference``, so that predicting
         the training mean for every clip costs 1; lower is better.
+    pattern correlation, profile correlation : bdpy's definitions (``agreement``); the pattern needs ``sd`` (...), that
+        of every feature over the training clips.
     """
     baselines = baselines or {}
     goal = np.asarray(true, np.float32).reshape(len(true), -1)
@@ -191,7 +194,7 @@ def score_agreement(
         wanted.append(("pattern correlation", pattern, "over units, each standardised by its training clips", True))
     metrics = [
         MetricValues(
-            name, of(predicted), {k: np.stack([of(x) for x in _as_list(v)]) for k, v in others.items()}, None,
+            name, of(predicted), {k: np.stack([of(x) for x in as_list(v)]) for k, v in others.items()}, None,
             note=note, higher_is_better=higher,
         )
         for name, of, note, higher in wanted
@@ -202,7 +205,7 @@ def score_agreement(
 
 
 def _profile(
-    like: Score, predicted: np.ndarray, true: np.ndarray, floors: Mapping[str, np.ndarray | Sequence[np.ndarray]],
+    like: Score, predicted: np.ndarray, true: np.ndarray, floors: Mapping[str, np.ndarray | list[np.ndarray]],
     baselines: Mapping[str, np.ndarray], scene: np.ndarray, draws: int,
 ) -> Score:  # fmt: skip
     """The row of the profile correlation, which has no values clip by clip: it is taken over clips."""
@@ -210,7 +213,7 @@ def _profile(
     own = resampled_profile(predicted, true, boot)
     beside = {}
     for name, given in {**floors, **baselines}.items():
-        each = [resampled_profile(x, true, boot) for x in _as_list(given)]
+        each = [resampled_profile(x, true, boot) for x in as_list(given)]
         beside[name] = np.mean([[found.value, *found.draws] for found in each], axis=0)
     differences = {name: boot.interval(own.draws - both[1:]) for name, both in beside.items()}
     low, high = boot.interval(own.draws) or (None, None)
@@ -233,7 +236,7 @@ def score_identification(
     segment: Int[np.ndarray, " B"],
     onset: Float[np.ndarray, " B"],
     scene: Int[np.ndarray, " B"],
-    floors: Mapping[str, np.ndarray | Sequence[np.ndarray]],
+    floors: Mapping[str, np.ndarray | list[np.ndarray]],
     baselines: Mapping[str, np.ndarray] | None = None,
     ceiling: Float[np.ndarray, "B B"] | None = None,
     exclude_seconds: float = 10.0,
@@ -260,9 +263,8 @@ def score_identification(
     similarity = correlation_scores(predicted, candidates, reference)
     found = identify(similarity, pool)
     baselines = baselines or {}
-
     beside = {
-        name: [identify(correlation_scores(p, candidates, reference), pool).values for p in _as_list(predictions)]
+        name: [identify(correlation_scores(p, candidates, reference), pool).values for p in as_list(predictions)]
         for name, predictions in {**floors, **baselines}.items()
     }
     found_ceiling = None if ceiling is None else identify(ceiling, pool).values
@@ -403,7 +405,3 @@ def _brain_attributable(
     with np.errstate(divide="ignore", invalid="ignore"):  # single draws may have no room; interval() skips those
         shares = (value.draws - floor.draws) / (ceiling.draws - floor.draws)
     return (value.value - floor.value) / (ceiling.value - floor.value), boot.interval(shares)
-
-
-def _as_list(arrays: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [arrays] if isinstance(arrays, np.ndarray) else list(arrays)

@@ -226,9 +226,7 @@ def markdown_rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def latex_rows(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A LaTeX ``tabular``; needs the package ``booktabs``."""
-    head, *body = (" & ".join(cell.translate(_TEX) for cell in line) + r" \\" for line in (heading, *rows))
-    start, end = rf"\begin{{tabular}}{{{'l' * len(heading)}}}", r"\end{tabular}"
-    return "\n".join([start, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end]) + "\n"
+    return pd.DataFrame([list(row) for row in rows], columns=list(heading)).to_latex(index=False, escape=True)
 
 
 def markdown_table(scores: Sequence[Score]) -> str:
@@ -239,7 +237,6 @@ def markdown_table(scores: Sequence[Score]) -> str:
 
 
 _CAPTION = "Intervals: 95 %, bootstrap over scenes. n eff: Kish's effective number of scenes."
-_TEX = str.maketrans({c: f"\\{c}" for c in "%&_#$"} | {"–": "--", "²": "$^2$", "×": r"$\times$", "é": r"\'e"})
 
 
 def latex_table(scores: Sequence[Score]) -> str:

@@ -1,6 +1,6 @@
 """Multi-fMRI fusion: consecutive clips of one scene become one longer video (paper section 3.4).
 
-    before    = following(segment, onset, t_r)                which clip ends where this one starts
+    before    = clips.neighbour(-1)                           which clip ends where this one starts
     joined    = rule.same_scene(embeddings, before)           does it continue that clip's scene?
     positions = chain_positions(joined, before, limit=3)      its place in a video of up to 3 clips, 6 s
     videos    = fuse(generator, guidance, positions, before)  last frame of one clip -> first frame of the next
@@ -34,27 +34,7 @@ from neuroclips.shapes import Bool, Float, Int, UInt8
 from neuroclips.video.guidance import Guidance, VideoGenerator
 
 
-# 1. Which clip follows which.
-def following(segment: Int[np.ndarray, " B"], onset: Float[np.ndarray, " B"], t_r: float) -> Int[np.ndarray, " B"]:
-    """Index of the clip right before each clip, in the same segment, or -1. Clips may come in any order.
-
-    Raises ``DataError`` when two clips of a segment start less than half a ``t_r`` apart.
-
-    >>> following(np.array([0, 0, 1, 0]), np.array([2.0, 0.0, 4.0, 6.0]), 2.0).tolist()
-    [1, -1, -1, -1]
-    """
-    order = np.lexsort((onset, segment))
-    gap = np.rint(np.diff(onset[order]) / t_r)
-    alike = np.diff(segment[order]) == 0
-    if (alike & (gap == 0)).any():
-        first = order[int(np.argmax(alike & (gap == 0)))]
-        raise DataError(f"two clips of segment {segment[first]} start at {onset[first]:g} s; expected {t_r:g} s apart")
-    before = np.full(len(order), -1)
-    before[order[1:]] = np.where(alike & (gap == 1), order[:-1], -1)
-    return before
-
-
-# 2. Which consecutive clips show the same scene.
+# 1. Which consecutive clips show the same scene.
 @dataclass(frozen=True)
 class KnownScenes:
     """Clips whose scenes are known, for a rule to learn from.
@@ -73,7 +53,7 @@ class KnownScenes:
     def of(cls, clips: Clips, embeddings: Float[np.ndarray, "B P"]) -> KnownScenes:
         """Those of training or validation clips. Raises SplitLeakError for test clips."""
         refuse_test_clips(clips)
-        before = following(clips.segment, clips.onset, clips.t_r)
+        before = clips.neighbour(-1)
         return cls(embeddings, before, continues_scene(clips.scene, before))
 
 
@@ -287,7 +267,7 @@ def load_scene_rule(directory: Path) -> SceneRule:
     return rule
 
 
-# 3. Chains of joined clips.
+# 2. Chains of joined clips.
 def chain_positions(
     joined: Bool[np.ndarray, " B"], before: Int[np.ndarray, " B"], limit: int | None = 3
 ) -> Int[np.ndarray, " B"]:
@@ -314,7 +294,7 @@ def chain_positions(
     return positions
 
 
-# 4. Generate.
+# 3. Generate.
 def fuse(
     generator: VideoGenerator,
     guidance: Guidance,
@@ -344,7 +324,7 @@ def fuse(
     return videos
 
 
-# 5. Show.
+# 4. Show.
 def join(
     videos: UInt8[np.ndarray, "B F 3 H W"], onset: Float[np.ndarray, " B"], t_r: float
 ) -> UInt8[np.ndarray, "N 3 H W"]:
