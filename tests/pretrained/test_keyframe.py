@@ -16,7 +16,7 @@ from diffusers import (
 
 from neuroclips.artefacts import stable_seed
 from neuroclips.errors import ArtefactError, DataError
-from neuroclips.pretrained.keyframe import KeyframeGenerator
+from neuroclips.pretrained.keyframe import KeyframeGenerator, token_grid
 
 B, K, D = 3, 5, 8
 C, h, w = 2, 8, 12
@@ -358,3 +358,31 @@ def test_what_does_not_fit_is_refused(tokens, changed, said):
     arguments = {"tokens": tokens, "ids": IDS, "seed": 7} | changed
     with pytest.raises(DataError, match=said):
         make(timesteps=FEW).generate(**arguments)
+
+
+def test_the_grid_shows_every_token_at_its_place():
+    numbers = torch.arange(2 * 9 * 5, dtype=torch.float32).view(2, 9, 5)
+    grid = token_grid(numbers, (6, 12))
+    assert grid.shape == (2, 5, 6, 12)
+    for row in range(6):
+        for column in range(12):
+            assert torch.equal(grid[:, :, row, column], numbers[:, 3 * (row // 2) + column // 4])
+    with pytest.raises(DataError, match="5 tokens; expected a square number"):
+        token_grid(numbers[:, :5], (6, 12))
+
+
+def test_a_unet_with_channels_for_it_sees_the_grid():
+    """Tokens that trade places are the same to cross-attention, and another picture to a network that sees them."""
+    rng = np.random.default_rng(4)
+    tokens = rng.normal(size=(B, 4, D)).astype(np.float32)
+    traded = tokens[:, [3, 1, 2, 0]]
+    drawn = {}
+    for channels in (C, C + D):
+        unet = make_unet(in_channels=channels)
+        generator = KeyframeGenerator(unet, make_vae(), EulerDiscreteScheduler(**EULER), "zeros")
+        drawn[channels] = [generator.generate(t, IDS, seed=7, steps=3) for t in (tokens, traded)]
+    np.testing.assert_allclose(*drawn[C], atol=1e-5)
+    difference = np.abs(drawn[C + D][0] - drawn[C + D][1]).mean(axis=(0, 1))
+    assert difference[: H // 2, : W // 2].mean() > 1e-3
+    with pytest.raises(DataError, match=r"a UNet of 7 input and 2 output channels; expected 2 inputs, or 10"):
+        KeyframeGenerator(make_unet(in_channels=7), make_vae(), EulerDiscreteScheduler(**EULER))

@@ -22,13 +22,13 @@ from neuroclips.artefacts import read_json, stable_seed, write_json
 from neuroclips.mini.corpus import encode, held_out_scenes, replay, scene_batches, tokens
 from neuroclips.mini.loop import train
 from neuroclips.pretrained.clip import Clip
-from neuroclips.pretrained.keyframe import KeyframeGenerator
+from neuroclips.pretrained.keyframe import KeyframeGenerator, token_grid
 from neuroclips.pretrained.vae import Vae
 
 SIZE = 64
-# One resolution: at 8 x 8, a level of 4 x 4 costs more parameters than it earns.
+# One resolution: at 8 x 8, a level of 4 x 4 costs more parameters than it earns. 192 channels are the tokens' picture.
 CONFIG: dict[str, Any] = dict(
-    sample_size=8, in_channels=16, out_channels=16, block_out_channels=[96], layers_per_block=1,
+    sample_size=8, in_channels=16 + 192, out_channels=16, block_out_channels=[112], layers_per_block=1,
     down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"],
     attention_head_dim=4, norm_num_groups=16, cross_attention_dim=192,
 )  # fmt: skip
@@ -38,8 +38,9 @@ SCHEDULE: dict[str, Any] = dict(
 )  # fmt: skip
 FRAMES_A_SCENE = 4
 UNCONDITIONAL = 0.1
-# Tokens decoded from brains are shrunk towards the mean and noisy.
-DEGRADED, SHRINK, NOISE = 0.5, (0.4, 1.0), 0.7
+# Tokens decoded from brains are shrunk towards the mean and wrong. Of a calibrated prediction that keeps a share s of
+# the deviation from the mean, the error's variance is s (1 - s).
+DEGRADED, SHRINK, NOISE = 0.6, (0.15, 1.0), (0.5, 1.3)
 STEPS, SCALE = 10, 2.0  # of sampling, saved with the weights
 SCORED = 200  # held-out scenes
 
@@ -70,13 +71,16 @@ class TokenStatistics:
         return cls(found.mean(dim=0), found.std(dim=0))
 
     def degrade(self, x: Tensor, shrink: Tensor, noise: Tensor) -> Tensor:
-        """mean + shrink (x - mean) + noise; of the noise's variance half is shared by the tokens of a frame.
+        """mean + s (x - mean) + noise sqrt(s (1 - s)) error, with ``shrink`` s and ``noise`` a value a row.
 
-        ``noise`` is in standard deviations, a value a row as ``shrink`` is.
+        Half of the error's variance is what two other rows show, for errors of decoding look like pictures, too; the
+        rest is white, half of it shared by the tokens of a frame.
         """
-        own, shared = torch.randn_like(x), torch.randn_like(x[:, :1])
+        deviation = x - self.mean
+        others = (deviation.roll(1, 0) + deviation.roll(2, 0)) / 2**0.5
+        white = self.sd * (torch.randn_like(x) + torch.randn_like(x[:, :1])) / 2**0.5
         shrink, noise = (v.view(-1, 1, 1) for v in (shrink, noise))
-        return self.mean + shrink * (x - self.mean) + noise * self.sd * (own + shared) / 2**0.5
+        return self.mean + shrink * deviation + noise * (shrink * (1 - shrink)).sqrt() * (others + white) / 2**0.5
 
 
 @dataclass
@@ -89,10 +93,16 @@ class KeyframeLoss:
     def __call__(self, unet: Any, batch: Mapping[str, Tensor], _: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         condition = batch["tokens"]
         draw = torch.rand(4, len(condition), device=condition.device)
-        degraded = self.statistics.degrade(condition, SHRINK[0] + (SHRINK[1] - SHRINK[0]) * draw[0], NOISE * draw[1])
+        shrink, noise = (low + (high - low) * share for (low, high), share in zip((SHRINK, NOISE), draw))
+        degraded = self.statistics.degrade(condition, shrink, noise)
         condition = torch.where((draw[2] < DEGRADED)[:, None, None], degraded, condition)
         condition = torch.where((draw[3] < UNCONDITIONAL)[:, None, None], torch.randn_like(condition), condition)
-        return v_loss(lambda x, step: unet(x, step, condition).sample, batch["latents"], self.alphas), {}
+        grid = token_grid(condition, batch["latents"].shape[-2:])
+
+        def predict(x: Tensor, step: Tensor) -> Tensor:
+            return unet(torch.cat([x, grid], dim=1), step, condition).sample
+
+        return v_loss(predict, batch["latents"], self.alphas), {}
 
 
 def batches(vae: Vae, clip: Clip, scenes: int, *, seed: int, workers: int) -> Iterator[dict[str, Tensor]]:
@@ -125,7 +135,7 @@ def score(
 ) -> dict[str, float]:
     """Of frames generated from held-out scenes' tokens, true and degraded: are they like the true frames?
 
-    Degraded tokens keep half of their deviations from the mean under noise of 0.7; for them, see ``TokenStatistics``.
+    Degraded tokens keep 0.3 of their deviations from the mean, as decoded ones do; for them, see ``TokenStatistics``.
     """
     n = n or SCORED
     images, captions = held_out_scenes(n, size=SIZE, seed=seed)
@@ -133,7 +143,7 @@ def score(
     with torch.random.fork_rng([]):
         torch.manual_seed(stable_seed("mini keyframe scores", seed))
         on_cpu = TokenStatistics(statistics.mean.cpu(), statistics.sd.cpu())
-        degraded = on_cpu.degrade(true, torch.full((n,), 0.5), torch.full((n,), 0.7))
+        degraded = on_cpu.degrade(true, torch.full((n,), 0.3), torch.ones(n))
     summary = clip.images(images)[1]
     scores: dict[str, float] = {}
     for what, condition in (("true", true), ("degraded", degraded)):
@@ -191,7 +201,7 @@ def main(
             "replaced_by_noise": UNCONDITIONAL,
             "degraded": DEGRADED,
             "shrunk_to": list(SHRINK),
-            "noise_up_to": NOISE,
+            "noise": list(NOISE),
         },
         "sampling": {"steps": STEPS, "scale": SCALE},
         "parameters": sum(p.numel() for p in unet.parameters()),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch.nn import functional
 
 from neuroclips.artefacts import stable_seed
 from neuroclips.errors import ArtefactError, DataError
@@ -29,11 +31,23 @@ class Draws:
     offset: Float32[torch.Tensor, "B 1 1 1"]
 
 
+def token_grid(tokens: Float[torch.Tensor, "B K D"], size: Sequence[int]) -> Float[torch.Tensor, "B D h w"]:
+    """Patch tokens at their places: a picture of K = g x g cells, row by row, each repeated to fill ``size``.
+
+    Cross-attention alone must first learn where each token belongs; a small network spends itself on that.
+    """
+    side = math.isqrt(tokens.shape[1])
+    if side**2 != tokens.shape[1]:
+        raise DataError(f"{tokens.shape[1]} tokens; expected a square number of patches to see them as a picture")
+    return functional.interpolate(tokens.mT.unflatten(2, (side, side)), tuple(size), mode="nearest")
+
+
 class KeyframeGenerator(DiffusionPipeline):
     """Generates one image a clip from CLIP tokens, as image-variation ("unCLIP") models do.
 
     unet : takes the tokens as ``encoder_hidden_states``. One with ``addition_embed_type="text_time"`` is also told the
-        image's height and width and a crop at (0, 0), and no text.
+        image's height and width and a crop at (0, 0), and no text. One with D more input than output channels sees the
+        K tokens also where they belong, as a picture beside the latents (``token_grid``).
     vae : decodes its latents. None makes a generator that can be saved but not run: its folder then holds ``unet/``,
         ``scheduler/`` and ``model_index.json``, and is loaded with a VAE kept elsewhere.
     scheduler : any of diffusers'.
@@ -79,7 +93,13 @@ class KeyframeGenerator(DiffusionPipeline):
             raise DataError(f"unconditional tokens {unconditional!r}; expected 'noise' or 'zeros'")
         if timesteps is not None and "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             raise DataError(f"{type(scheduler).__name__} takes no list of timesteps; EulerDiscreteScheduler does")
-        channels = self.unet.config.in_channels
+        channels, width = self.unet.config.out_channels, self.unet.config.cross_attention_dim
+        self._reads_grid = self.unet.config.in_channels == channels + width
+        if not self._reads_grid and self.unet.config.in_channels != channels:
+            raise DataError(
+                f"a UNet of {self.unet.config.in_channels} input and {channels} output channels; expected {channels}"
+                f" inputs, or {channels + width} to see tokens of {width} as a picture, too"
+            )
         if vae is not None and self.vae.config.latent_channels != channels:
             raise DataError(
                 f"a VAE of {self.vae.config.latent_channels} latent channels beside a UNet of {channels}; "
@@ -179,7 +199,7 @@ class KeyframeGenerator(DiffusionPipeline):
         """Each clip's random numbers, drawn on the CPU in this order: starting noise, unconditional tokens (where they
         are noise), offset; a scheduler that adds noise at each step draws it after them."""
         generators = [torch.Generator().manual_seed(stable_seed(seed, "keyframe", i)) for i in ids]
-        noise = [torch.randn(self.unet.config.in_channels, *self._latent_size, generator=g) for g in generators]
+        noise = [torch.randn(self.unet.config.out_channels, *self._latent_size, generator=g) for g in generators]
         if self.config.unconditional == "noise":
             unconditional = [torch.randn(tokens, generator=g) for g in generators]
         else:
@@ -227,12 +247,13 @@ class KeyframeGenerator(DiffusionPipeline):
         halves = 1 if scale == 1 else 2
         context = condition if halves == 1 else torch.cat([draws.unconditional, condition])
         context = context.to(self.unet.dtype)
+        grid = [token_grid(context, self._latent_size)] if self._reads_grid else []
         size = self._size_condition(len(context))
         noisy = "generator" in inspect.signature(self.scheduler.step).parameters
         own: dict[str, Any] = {"generator": draws.generators} if noisy else {}
         for t in timesteps:
             scaled = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
-            scaled = torch.cat([scaled] * halves)
+            scaled = torch.cat([torch.cat([scaled] * halves), *grid], dim=1)
             out = self.unet(scaled, t, encoder_hidden_states=context, added_cond_kwargs=size).sample.float()
             if halves == 2:
                 unconditional, conditional = out.chunk(2)
