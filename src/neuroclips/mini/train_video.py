@@ -40,7 +40,7 @@ from neuroclips.video.norm import use_frame_norm
 
 SIZE = 64
 LEGS = ("image", "motion", "control")
-WIDTH, GROUPS, HEADS = 96, 16, 4
+WIDTH, GROUPS, HEADS = 128, 16, 4
 UNET: dict[str, Any] = dict(
     sample_size=8, in_channels=16, out_channels=16, block_out_channels=[WIDTH], layers_per_block=1,
     down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"],
@@ -59,7 +59,7 @@ SCHEDULE: dict[str, Any] = dict(
     beta_schedule="linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction", steps_offset=1,
     clip_sample=False,
 )  # fmt: skip
-SHARES = {"image": 0.4, "motion": 0.25, "control": 0.35}  # of the time
+SHARES = {"image": 0.25, "motion": 0.25, "control": 0.5}  # of the time
 RATES = {"image": 1e-3, "motion": 7e-4, "control": 6e-4}
 FRAMES_A_SCENE = 4  # of the image leg
 UNCONDITIONAL = 0.1  # share of empty captions
