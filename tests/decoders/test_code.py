@@ -5,7 +5,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
 from neuroclips.data.clips import Targets
-from neuroclips.decoders.code import Basis, InputLayer, solve_input_layer
+from neuroclips.decoders.code import Basis, InputLayer, read_rounded, solve_input_layer, write_rounded
 from neuroclips.decoders.pretrained import Sizes, attach, build_perception, build_semantics
 from neuroclips.errors import DataError
 
@@ -29,6 +29,21 @@ def test_codes_are_scikit_learns_components_at_unit_variance():
     assert code.shape == (40, 12)
     np.testing.assert_allclose(np.abs((code[:, :5] * theirs).mean(axis=0)), 1, atol=1e-3)
     np.testing.assert_allclose(code.std(axis=0), 1, atol=1e-3)
+
+
+def test_rounded_arrays_come_back_within_half_a_step_of_their_row(tmp_path):
+    rng = np.random.default_rng(3)
+    large = (rng.normal(size=(150, 120)) * np.geomspace(1e-4, 10, 150)[:, None]).astype(np.float32)
+    large[7] = 0
+    arrays = {"large": large, "small": rng.normal(size=(9, 5)).astype(np.float16), "bias": np.float32([1e-6, 2])}
+    write_rounded(tmp_path / "rounded.safetensors", arrays)
+    found = read_rounded(tmp_path / "rounded.safetensors")
+    assert set(found) == set(arrays)
+    assert all(array.dtype == np.float32 for array in found.values())
+    assert (np.abs(found["large"] - large).max(axis=1) <= np.abs(large).max(axis=1) / 253).all()
+    np.testing.assert_array_equal(found["small"], arrays["small"])
+    np.testing.assert_array_equal(found["bias"], arrays["bias"])
+    assert (tmp_path / "rounded.safetensors").stat().st_size < 1.1 * large.size + 2000
 
 
 def test_saved_basis_is_the_same_to_half_precision(tmp_path):

@@ -10,7 +10,7 @@ trained on other subjects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,6 +23,31 @@ from neuroclips.data.clips import Targets
 from neuroclips.decoders.ridge import ALPHAS, MAX_FOLDS, solve_ridge_cv
 from neuroclips.errors import DataError
 from neuroclips.shapes import Float, Float32, Int
+
+LARGE, ROW_SCALE = 2**14, ".row_scale"  # elements of a matrix that is rounded; what the name of its scales ends in
+
+
+def write_rounded(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays, large matrices as int8 with a float32 scale a row: half the size of float16.
+
+    Rounding moves a number by at most 1/254 of the largest in its row.
+    """
+    stored: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        if array.ndim == 2 and array.size >= LARGE:
+            scale = np.maximum(np.abs(array).max(axis=1, keepdims=True).astype(np.float32) / 127, 1e-12)
+            stored |= {name: np.round(array / scale).astype(np.int8), name + ROW_SCALE: scale}
+        else:
+            stored[name] = array
+    write_arrays(path, stored)
+
+
+def read_rounded(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file as float32, whether ``write_rounded`` wrote them or not."""
+    arrays = {name: np.array(array, np.float32) for name, array in read_arrays(path).items()}
+    for name in [name for name in arrays if name.endswith(ROW_SCALE)]:
+        arrays[name.removesuffix(ROW_SCALE)] *= arrays.pop(name)
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -77,11 +102,11 @@ class Basis:
 
     def save(self, path: Path) -> None:
         half = {f.name: getattr(self, f.name).astype(np.float16) for f in fields(self)}
-        write_arrays(path, half | {"scale": self.scale})  # small ones would be lost in halves
+        write_rounded(path, half | {"scale": self.scale})  # small ones would be lost in halves
 
     @classmethod
     def load(cls, path: Path) -> Basis:
-        return cls(**{name: np.asarray(array, np.float32) for name, array in read_arrays(path).items()})
+        return cls(**read_rounded(path))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuroclips.artefacts import read_arrays
-from neuroclips.decoders.code import Basis, InputLayer
+from neuroclips.decoders.code import Basis, InputLayer, read_rounded, write_rounded
 from neuroclips.decoders.perception import PerceptionNetwork
 from neuroclips.decoders.prior import DiffusionPrior, PriorNetwork
 from neuroclips.decoders.semantics import SemanticsNetwork
@@ -100,6 +98,11 @@ def attach(network: Network, layer: InputLayer) -> Network:
     return network
 
 
+def write_state(path: Path, state: dict[str, Tensor]) -> None:
+    """Write weights to ship: in float16, large matrices as ``write_rounded`` does."""
+    write_rounded(path, {name: tensor.detach().cpu().half().numpy() for name, tensor in state.items()})
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, as float32."""
-    return {name: torch.from_numpy(np.array(array, np.float32)) for name, array in read_arrays(path).items()}
+    """Tensors of a safetensors file as float32, rounded or not."""
+    return {name: torch.from_numpy(array) for name, array in read_rounded(path).items()}

@@ -22,7 +22,14 @@ from torch.nn import functional as F
 from neuroclips.artefacts import read_arrays, write_arrays, write_json
 from neuroclips.decoders.code import Basis
 from neuroclips.decoders.losses import frame_contrastive, info_nce
-from neuroclips.decoders.pretrained import SIZES, build_perception, build_prior, build_semantics, shared_state
+from neuroclips.decoders.pretrained import (
+    SIZES,
+    build_perception,
+    build_prior,
+    build_semantics,
+    shared_state,
+    write_state,
+)
 from neuroclips.mini.population import CLIPS, codes_path, read_targets
 from neuroclips.training import TrainingSettings
 from neuroclips.training.decoders import token_scores
@@ -187,7 +194,7 @@ class Trainer:
 def main(
     folder: Path, out: Path, *, subjects: list[int], held_out: int, films: int, device: str, scale: float = 1.0
 ) -> dict[str, Any]:  # fmt: skip
-    """Train all, write weights (float16), basis and card to ``out``; returns the card.
+    """Train all, write weights (``write_state``), basis and card to ``out``; returns the card.
 
     Parameters
     ----------
@@ -198,8 +205,7 @@ def main(
     trainer = Trainer(folder, subjects, held_out, films, device, out, scale)
     modules = trainer.run()
     for name, module in modules.items():
-        state = {k: v.detach().cpu().half().numpy() for k, v in shared_state(module).items()}
-        write_arrays(out / f"{name}.safetensors", state)
+        write_state(out / f"{name}.safetensors", shared_state(module))
     statistics = {
         "mean": trainer.token_mean.cpu().numpy(),
         "sd": trainer.token_variance.sqrt().cpu().reshape(1).numpy(),
