@@ -89,8 +89,8 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
             _write(own / f"{name}.safetensors", made[name], videos)
             if name == "decoded":
                 decoded = videos
-        for name, paths in ABLATIONS.items() if video.ablations else ():
-            generator.settings = video.model_copy(update={"paths": paths})
+        for name, changes in ABLATIONS.items() if video.ablations else ():
+            generator.settings = video.model_copy(update=changes)
             videos = show(generator, made["decoded"], own / ".kept" / name, recipe.seed, report, name)
             _write(own / f"{name}.safetensors", made["decoded"], videos)
         generator.settings = video
@@ -271,11 +271,8 @@ def continuous(run: Path, recipe: Recipe, segment: str, console: Console) -> Pat
     fps = Fraction(len(film) / (len(clips) * test.t_r)).limit_denominator(1001)
     path = own / f"{segment}.mp4"
     write_video(path, film, fps)
-    assert guidance.latents is not None
-    parts = [
-        np.asarray(test.frames[clips]),
-        Vae.load(reconstructor.vae, device=reconstructor.device).decode(guidance.latents),
-    ]
+    blurry = reconstructor.generator("blurry").generate(guidance, seed=recipe.seed)
+    parts = [np.asarray(test.frames[clips]), blurry]
     size = film.shape[-1]
     beside = [join(_at(part, videos.shape[1], size), test.onset[clips], test.t_r) for part in parts]
     write_video(own / f"{segment}-beside.mp4", np.concatenate([*beside, film], axis=-1), fps)

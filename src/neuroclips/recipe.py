@@ -153,6 +153,10 @@ class VideoRecipe(_Part):
     strength: float = Field(0.7, ge=0, le=1, description="share of the noise schedule; 0 keeps the blurry video")
     keyframe_index: int = Field(0, description="the frame of the video at which the keyframe stands")
     control_scale: float = Field(1.0, ge=0, description="weight of SparseCtrl")
+    motion_gain: float = Field(2.0, ge=0, description="how far the blurry video moves along the decoded flow; 0: not")
+    keyframe_share: float = Field(
+        0.5, ge=0, le=1, description="share of the moving keyframe in what denoising starts from; in the paper 0"
+    )
     frames: int = Field(16, ge=1, le=32)
     steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=1)
@@ -165,7 +169,7 @@ class VideoRecipe(_Part):
     )
     clips: int | None = Field(None, ge=1, description="first clips of each test segment get a video; null is all")
     shuffles: int = Field(1, ge=1, description="shuffled-fMRI controls that get videos")
-    ablations: bool = Field(False, description="also with each path of guidance left out, and with none (no brain)")
+    ablations: bool = Field(False, description="also without each part of the guidance, and without any (no brain)")
     batch: int = Field(8, ge=1, description="clips at a time")
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str = "auto"

@@ -1,8 +1,9 @@
 """The story: film from brain activity, top to bottom.
 
-voxels --perception--> latents of F frames: the blurry video (colour, layout, motion)
+voxels --perception--> latents of F frames: the blurry video (colour, layout)
+voxels --motion------> coarse optical flow, along which the blurry video moves
 voxels --semantics---> CLIP tokens -> keyframe -> caption (what it is)
-Guidance(latents, tokens, keyframe, caption) --generator--> video
+Guidance(latents, flow, tokens, keyframe, caption) --generator--> video
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from neuroclips.artefacts import read_arrays, read_json, write_arrays, write_json
 from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips, refuse_test_clips
 from neuroclips.decoders import Decoders
+from neuroclips.decoders.code import InputLayer, solve_input_layer
 from neuroclips.decoders.ridge import RidgeDecoders
 from neuroclips.errors import NeuroClipsError
 from neuroclips.pretrained.clip import Clip
@@ -25,6 +27,7 @@ from neuroclips.training.decoders import NeuralDecoders
 from neuroclips.video.baselines import BlurryGenerator, NearestGenerator
 from neuroclips.video.generator import NeuroClipsGenerator
 from neuroclips.video.guidance import Guidance, VideoGenerator
+from neuroclips.video.motion import CELLS, coarse_flow
 
 KEYFRAME = 2  # of 6 frames: the frame that stands for a clip (method a.6)
 DECODERS: dict[str, type[Decoders]] = {"ridge": RidgeDecoders, "neural": NeuralDecoders}
@@ -65,7 +68,7 @@ class Reconstructor:
         tokens, _ = Clip.load(self.clip, device=self.device).images(np.asarray(clips.frames[:, keyframe]))
         return Targets(latents.astype(np.float16), tokens.astype(np.float16))
 
-    # 2. Learn: voxels to latents, voxels to tokens.
+    # 2. Learn: voxels to latents, voxels to tokens, voxels to motion.
     def fit(
         self,
         train: TrainingClips,
@@ -79,6 +82,10 @@ class Reconstructor:
         if validation is not None and validation_targets is None:
             validation_targets = self.targets(validation)
         self.decoders.fit(train, targets, validation, validation_targets)
+        self.motion_ = None
+        if train.n_frames > 1:
+            flow = coarse_flow(np.asarray(train.frames))
+            self.motion_ = solve_input_layer(self.decoders.inputs(train), flow.reshape(len(flow), -1), train.segment)
         self.training_tokens_, self.training_frames_ = targets.tokens, np.asarray(train.frames)
         return self
 
@@ -86,7 +93,8 @@ class Reconstructor:
     def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str]) -> Guidance:
         """Everything that the brain says about each clip, from ``decoders.inputs`` of the clips."""
         found = self.decoders.decode(inputs, ids)
-        return Guidance(ids, latents=found.latents, tokens=found.tokens, prior_tokens=found.prior_tokens)
+        flow = None if self.motion_ is None else self.motion_(inputs).reshape(len(inputs), 2, CELLS, CELLS)
+        return Guidance(ids, latents=found.latents, tokens=found.tokens, prior_tokens=found.prior_tokens, flow=flow)
 
     # 4. Show: guidance to video.
     def generator(self, name: str, settings: VideoRecipe | None = None) -> VideoGenerator:
@@ -127,6 +135,9 @@ class Reconstructor:
         write_arrays(
             directory / "training.safetensors", {"tokens": self.training_tokens_, "frames": self.training_frames_}
         )
+        if self.motion_ is not None:
+            motion = {"weight": self.motion_.weight, "bias": self.motion_.bias}
+            write_arrays(directory / "motion.safetensors", motion)
         about: dict[str, Any] = {"vae": str(self.vae), "clip": str(self.clip), **self.decoders.save(directory)}
         write_json(directory / "reconstructor.json", about)
         return about
@@ -138,6 +149,8 @@ class Reconstructor:
         about = read_json(directory / "reconstructor.json")
         decoders = DECODERS[about["decoders"]].load(directory)
         reconstructor = cls(about["vae"], about["clip"], decoders, device=device)
+        motion = directory / "motion.safetensors"
+        reconstructor.motion_ = InputLayer(**read_arrays(motion)) if motion.exists() else None
         training = read_arrays(directory / "training.safetensors")
         reconstructor.training_tokens_, reconstructor.training_frames_ = training["tokens"], training["frames"]
         return reconstructor

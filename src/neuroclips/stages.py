@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -37,12 +37,12 @@ from neuroclips.video.guidance import Guidance, VideoGenerator
 
 SPLITS = ("train", "validation", "test")
 Report = Callable[[int, int, str], None]
-GuidancePath = Literal["alpha", "beta", "gamma"]
-ABLATIONS: dict[str, tuple[GuidancePath, ...]] = {  # of what was decoded; as the paper's table 2, and none at all
-    "without-keyframe": ("alpha", "gamma"),
-    "without-blurry-video": ("beta", "gamma"),
-    "without-caption": ("alpha", "beta"),
-    "no-brain": (),
+ABLATIONS: dict[str, dict[str, Any]] = {  # settings of video; the paper's table 2, without motion, and none at all
+    "without-keyframe": {"paths": ("alpha", "gamma")},
+    "without-blurry-video": {"paths": ("beta", "gamma")},
+    "without-caption": {"paths": ("alpha", "beta")},
+    "without-motion": {"motion_gain": 0.0},
+    "no-brain": {"paths": ()},
 }
 
 

@@ -13,6 +13,7 @@ from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import VideoRecipe
 from neuroclips.video.generator import NeuroClipsGenerator
 from neuroclips.video.guidance import Guidance
+from neuroclips.video.motion import moved
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,43 @@ def test_the_shared_autoencoder_stays_in_its_own_precision(make, guidance):
     assert generator.vae.model.dtype == torch.float32
     half, full = (g.generate(guidance, seed=0).astype(float) for g in (generator, make()))
     assert np.corrcoef(half.ravel(), full.ravel())[0, 1] > 0.95
+
+
+@pytest.fixture(scope="module")
+def moving(make, guidance):
+    """With keyframes and captions, and a flow to the right: the first clip fast, the last not at all."""
+    flow = np.zeros((3, 2, 4, 4), np.float32)
+    flow[:, 0] = np.array([0.06, 0.03, 0])[:, None, None]
+    return dataclasses.replace(make().describe(make().draw(guidance, seed=0)), flow=flow)
+
+
+def test_denoising_starts_from_the_moving_blurry_video_and_keyframe(make, moving):
+    blurry = make().vae.decode(moving.latents).astype(np.float32) / 255
+    alone = make(keyframe_share=0)._start(moving)
+    np.testing.assert_allclose(alone, moved(blurry, moving.flow), atol=1e-6)
+    keyframe = make(keyframe_share=1, keyframe_index=2)._start(moving)  # of 5 frames: the blurry video's third of 6
+    still = np.repeat(moving.keyframes[:, None], 6, axis=1)
+    np.testing.assert_allclose(keyframe, moved(still, moving.flow, still=2.5), atol=1e-6)
+    both = make(keyframe_share=0.25, keyframe_index=2)._start(moving)
+    np.testing.assert_allclose(both, 0.75 * alone + 0.25 * keyframe, atol=1e-6)
+
+
+def test_the_moving_keyframe_stands_still_where_it_belongs(make, moving):
+    start = make(keyframe_share=1, keyframe_index=0)._start(moving)
+    np.testing.assert_array_equal(start[:, 0], moving.keyframes)
+    assert changed(start[:, 1], start[:, 0]) == [0, 1]
+    at_the_end = make(keyframe_share=1, keyframe_index=-1)._start(moving)
+    np.testing.assert_array_equal(at_the_end[:, -1], moving.keyframes)
+
+
+def test_without_flow_or_gain_or_beta_the_start_is_the_papers(make, moving):
+    blurry = make().vae.decode(moving.latents).astype(np.float32) / 255
+    np.testing.assert_array_equal(make()._start(dataclasses.replace(moving, flow=None)), blurry)
+    np.testing.assert_array_equal(make(motion_gain=0, keyframe_share=0)._start(moving), blurry)
+    np.testing.assert_allclose(make(paths=("alpha",))._start(moving), moved(blurry, moving.flow), atol=1e-6)
+
+
+def test_decoded_motion_reaches_the_video(make, moving):
+    videos = make(strength=0).generate(moving, seed=0)  # no denoising: what it starts from, at 5 moments
+    still = make(strength=0, motion_gain=0).generate(moving, seed=0)
+    assert changed(videos, still) == [0, 1]

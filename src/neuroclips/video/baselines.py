@@ -7,10 +7,12 @@ import numpy as np
 from neuroclips.pretrained.vae import Vae
 from neuroclips.shapes import Float, Float32, UInt8
 from neuroclips.video.guidance import Guidance
+from neuroclips.video.motion import moved
 
 
 class BlurryGenerator:
-    """Decodes the predicted latents, frame by frame: colour, layout and motion without content."""
+    """Decodes the predicted latents, frame by frame, and moves them along the decoded flow: colour, layout and motion
+    without content."""
 
     name = "blurry"
 
@@ -19,7 +21,8 @@ class BlurryGenerator:
 
     def generate(self, guidance: Guidance, *, seed: int) -> UInt8[np.ndarray, "B F 3 H W"]:
         assert guidance.latents is not None, "blurry needs latents"
-        return self.vae.decode(guidance.latents)
+        frames = self.vae.decode(guidance.latents)
+        return frames if guidance.flow is None else moved(frames, guidance.flow)
 
 
 class NearestGenerator:

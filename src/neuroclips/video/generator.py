@@ -18,7 +18,8 @@ from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import VideoRecipe
 from neuroclips.shapes import Float32, UInt8
 from neuroclips.video.guidance import Guidance
-from neuroclips.video.neuroclips_pipeline import NeuroClipsPipeline
+from neuroclips.video.motion import moved
+from neuroclips.video.neuroclips_pipeline import NeuroClipsPipeline, resized
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,7 +82,7 @@ class NeuroClipsGenerator:
             videos.append(
                 self.pipeline(
                     part.captions if "gamma" in chosen.paths else None,
-                    blurry=torch.from_numpy(self._blurry(part)) if "alpha" in chosen.paths else None,
+                    blurry=torch.from_numpy(self._start(part)) if "alpha" in chosen.paths else None,
                     keyframes=torch.from_numpy(keyframes)[:, None] if "beta" in chosen.paths else None,
                     keyframe_indices=[0 if handed else chosen.keyframe_index],
                     generators=[torch.Generator().manual_seed(stable_seed(seed, "video", i)) for i in part.ids],
@@ -91,6 +92,24 @@ class NeuroClipsGenerator:
                 )
             )  # fmt: skip
         return np.concatenate(videos)
+
+    def _start(self, guidance: Guidance) -> Float32[np.ndarray, "B F 3 H W"]:
+        """The video in [0, 1] that denoising starts from: the blurry one, moving along the decoded flow.
+
+        A blur shows no motion. So ``keyframe_share`` of it is the keyframe, which moves along, too.
+        """
+        blurry, chosen = self._blurry(guidance), self.settings
+        if guidance.flow is None:
+            return blurry
+        video = moved(blurry, guidance.flow, gain=chosen.motion_gain)
+        if "beta" not in chosen.paths or chosen.keyframe_share == 0:
+            return video
+        assert guidance.keyframes is not None
+        keyframe = resized(torch.from_numpy(guidance.keyframes)[:, None], *video.shape[-2:]).numpy()
+        still = keyframe.repeat(video.shape[1], axis=1)
+        place = chosen.keyframe_index % chosen.frames / max(chosen.frames - 1, 1) * (video.shape[1] - 1)
+        moving = moved(still, guidance.flow, still=place, gain=chosen.motion_gain)
+        return (1 - chosen.keyframe_share) * video + chosen.keyframe_share * moving
 
     def _blurry(self, guidance: Guidance) -> Float32[np.ndarray, "B F 3 H W"]:
         """The blurry video in [0, 1]."""

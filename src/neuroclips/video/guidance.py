@@ -19,6 +19,8 @@ class Guidance:
     ids : clip names; a generator seeds each clip's noise with ``stable_seed(seed, id)``.
     latents : (B, F, C, h, w) scaled latents of the blurry video (alpha guidance).
     tokens : (B, K, D) CLIP tokens of the keyframe.
+    flow : (B, 2, g, g) motion at a net of places, as of ``video.motion.coarse_flow``; the blurry video moves along it.
+        None where the latents move by themselves, as the truth's do.
     prior_tokens : (B, K, D) the diffusion prior's tokens: nearer to those of images, for keyframe generators.
     keyframes : (B, 3, H, W) float in [0, 1] (beta guidance).
     captions : one sentence a clip (gamma guidance).
@@ -30,6 +32,7 @@ class Guidance:
     latents: Float32[np.ndarray, "B F C h w"] | None = None
     tokens: Float32[np.ndarray, "B K D"] | None = None
     prior_tokens: Float32[np.ndarray, "B K D"] | None = None
+    flow: Float32[np.ndarray, "B 2 g g"] | None = None
     keyframes: Float32[np.ndarray, "B 3 H W"] | None = None
     captions: list[str] | None = None
     first_frames: Float32[np.ndarray, "B 3 H W"] | None = None

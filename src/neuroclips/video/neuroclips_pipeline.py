@@ -197,7 +197,7 @@ class NeuroClipsPipeline(DiffusionPipeline):
             timesteps, latents = self.scheduler.timesteps, noise * self.scheduler.init_noise_sigma
         else:
             begin = place(self.scheduler, strength, start)
-            shown = self._encode_frames(_resized(at_frames(blurry, frames), height, width), device)
+            shown = self._encode_frames(resized(at_frames(blurry, frames), height, width), device)
             shown = shown.transpose(1, 2).repeat_interleave(seeds, dim=0)
             timesteps, latents = begin.timesteps, begin.signal * shown + begin.noise * noise
 
@@ -294,7 +294,7 @@ class NeuroClipsPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What SparseCtrl sees: latents (or pixels) at the keyframes' places, zeros elsewhere; and their mask."""
         device, dtype = self._execution_device, self.controlnet.dtype
-        images = _resized(keyframes, height, width)
+        images = resized(keyframes, height, width)
         if self.controlnet.use_simplified_condition_embedding:
             images = self._encode_frames(images, device)
         clips, _, channels, *sides = images.shape
@@ -360,7 +360,7 @@ def _check_images(name: str, images: torch.Tensor) -> None:
         raise NeuroClipsError(f"{name} has values from {low:g} to {high:g}; expected [0, 1]")
 
 
-def _resized(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def resized(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Images (B, F, 3, H, W) at another size, bilinear with antialiasing."""
     if images.shape[-2:] == (height, width):
         return images
