@@ -18,11 +18,12 @@ from transformers import GitConfig, GitForCausalLM, GitProcessor, PreTrainedToke
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from neuroclips.artefacts import read_json, stable_seed, write_json
-from neuroclips.mini.corpus import encode, half, replay, sample_held_out, scene_batches
+from neuroclips.mini.corpus import encode, half, replay, sample_held_out, scene_batches, tokens
 from neuroclips.mini.loop import train
 from neuroclips.mini.train_clip import MAX_WORDS, tokenizer
 from neuroclips.pretrained.caption import Captioner
-from neuroclips.pretrained.clip import CLIP_MEAN, CLIP_STD, pixels
+from neuroclips.pretrained.clip import CLIP_MEAN, CLIP_STD, Clip, pixels
+from neuroclips.pretrained.keyframe import KeyframeGenerator
 from neuroclips.pretrained.vae import Vae
 from neuroclips.simulation.grounds import GROUNDS
 from neuroclips.simulation.rendering import render
@@ -117,16 +118,27 @@ def caption_scores(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str
     }
 
 
+def redrawn(frames: np.ndarray, vae: Vae, *, seed: int) -> np.ndarray:
+    """Frames (n, 3, H, W) uint8 drawn again from their CLIP tokens by the shipped keyframe generator, as in a run."""
+    seen = tokens(Clip.load("mini", device=vae.device), torch.from_numpy(frames)).cpu().numpy()
+    artist = KeyframeGenerator.load("mini", vae=vae.model, device=vae.device)
+    drawn = artist.generate(seen, [str(n) for n in range(len(frames))], seed=seed, batch=100)
+    return (drawn * 255).round().astype(np.uint8)
+
+
 def score(captioner: Captioner, vae: Vae, *, n: int | None = None, seed: int = 0) -> dict[str, float]:
-    """Of captions of held-out scenes' middle frames: as they are, and made imperfect."""
+    """Of captions of held-out scenes' middle frames: as they are, made imperfect, and drawn again from their tokens."""
     scenes = sample_held_out(n or SCORED, seed=seed)
     frames = np.stack([render(scene, np.array([scene.duration_s / 2]), SIZE)[0] for scene in scenes])
     with torch.random.fork_rng([vae.device] if vae.device == "cuda" else []):
         torch.manual_seed(seed)
         worse = imperfect(torch.from_numpy(frames), vae, torch.Generator().manual_seed(seed)).cpu().numpy()
-    of_worse = caption_scores(captioner.captions(worse), scenes)
-    scores = caption_scores(captioner.captions(frames), scenes)
-    return scores | {f"imperfect_{name}": value for name, value in of_worse.items()}
+    ways = {"": frames, "imperfect_": worse, "redrawn_": redrawn(frames, vae, seed=seed)}
+    return {
+        f"{way}{name}": value
+        for way, shown in ways.items()
+        for name, value in caption_scores(captioner.captions(shown), scenes).items()
+    }
 
 
 def main(
