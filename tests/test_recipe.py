@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
 from neuroclips.errors import RecipeError
-from neuroclips.recipe import load_recipe, named_recipes
+from neuroclips.recipe import VideoRecipe, load_recipe, named_recipes
+from neuroclips.reconstructor import KEYFRAME
 
 OWN_DATA = """
 name: mine
@@ -56,3 +58,10 @@ def test_recipe_files(tmp_path):
         load_recipe(tmp_path / "other.yaml")
     with pytest.raises(RecipeError, match=r"no recipe 'dmeo'; shipped are .*demo"):
         load_recipe("dmeo")
+
+
+def test_the_keyframe_stands_at_the_moment_whose_tokens_are_decoded():
+    moments = np.linspace(0, 5, 16)  # of the six frames
+    assert moments[VideoRecipe().keyframe_at] == KEYFRAME
+    assert VideoRecipe(frames=1).keyframe_at == 0
+    assert (VideoRecipe(keyframe_index=-1).keyframe_at, VideoRecipe(keyframe_index=0).keyframe_at) == (15, 0)

@@ -150,8 +150,10 @@ class VideoRecipe(_Part):
         ("alpha", "beta", "gamma"), description="which guidance is on: blurry video, keyframe, caption"
     )
     start: Literal["sdedit", "paper", "released"] = Field("sdedit", description="how the blurry video enters")
-    strength: float = Field(0.7, ge=0, le=1, description="share of the noise schedule; 0 keeps the blurry video")
-    keyframe_index: int = Field(0, description="the frame of the video at which the keyframe stands")
+    strength: float = Field(0.5, ge=0, le=1, description="share of the noise schedule; 0 keeps the blurry video")
+    keyframe_index: int | None = Field(
+        None, description="the frame of the video at which the keyframe stands; null: the moment that was decoded"
+    )
     control_scale: float = Field(1.0, ge=0, description="weight of SparseCtrl")
     motion_gain: float = Field(2.0, ge=0, description="how far the blurry video moves along the decoded flow; 0: not")
     keyframe_share: float = Field(
@@ -178,9 +180,16 @@ class VideoRecipe(_Part):
 
     @model_validator(mode="after")
     def _keyframe_is_in_the_video(self) -> VideoRecipe:
-        if not -self.frames <= self.keyframe_index < self.frames:
+        if self.keyframe_index is not None and not -self.frames <= self.keyframe_index < self.frames:
             raise ValueError(f"keyframe_index {self.keyframe_index}; expected a frame of 0 to {self.frames - 1}")
         return self
+
+    @property
+    def keyframe_at(self) -> int:
+        """The frame of the video at which the keyframe stands; tokens are of the third of a clip's six frames."""
+        if self.keyframe_index is None:
+            return round(2 / 5 * (self.frames - 1))
+        return self.keyframe_index % self.frames
 
 
 class GenerateRecipe(_Part):

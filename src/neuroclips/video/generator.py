@@ -84,7 +84,7 @@ class NeuroClipsGenerator:
                     part.captions if "gamma" in chosen.paths else None,
                     blurry=torch.from_numpy(self._start(part)) if "alpha" in chosen.paths else None,
                     keyframes=torch.from_numpy(keyframes)[:, None] if "beta" in chosen.paths else None,
-                    keyframe_indices=[0 if handed else chosen.keyframe_index],
+                    keyframe_indices=[0 if handed else chosen.keyframe_at],
                     generators=[torch.Generator().manual_seed(stable_seed(seed, "video", i)) for i in part.ids],
                     frames=chosen.frames, start=chosen.start, strength=chosen.strength, steps=chosen.steps,
                     control_scale=chosen.control_scale, guidance_scale=chosen.guidance_scale, style=chosen.style,
@@ -107,7 +107,7 @@ class NeuroClipsGenerator:
         assert guidance.keyframes is not None
         keyframe = resized(torch.from_numpy(guidance.keyframes)[:, None], *video.shape[-2:]).numpy()
         still = keyframe.repeat(video.shape[1], axis=1)
-        place = chosen.keyframe_index % chosen.frames / max(chosen.frames - 1, 1) * (video.shape[1] - 1)
+        place = chosen.keyframe_at / max(chosen.frames - 1, 1) * (video.shape[1] - 1)
         moving = moved(still, guidance.flow, still=place, gain=chosen.motion_gain)
         return (1 - chosen.keyframe_share) * video + chosen.keyframe_share * moving
 
