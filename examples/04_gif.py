@@ -1,6 +1,6 @@
 """One GIF for a talk: what was shown, what came from the brain, and what the same generator makes of the truth.
 
-python examples/04_gif.py runs/smoke clips.gif      # after: neuroclips run smoke
+python examples/04_gif.py runs/smoke runs/smoke/clips.gif      # after: neuroclips run smoke
 
 Clips are spread evenly over those that have a generated video, by rule and not by looks.
 """
