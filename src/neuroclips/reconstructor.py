@@ -85,6 +85,7 @@ class Reconstructor:
         self.motion_ = None
         if train.n_frames > 1:
             flow = coarse_flow(np.asarray(train.frames))
+            flow -= flow.mean(axis=0)  # what all clips share is no message of the brain: told nothing, nothing moves
             self.motion_ = solve_input_layer(self.decoders.inputs(train), flow.reshape(len(flow), -1), train.segment)
         self.training_tokens_, self.training_frames_ = targets.tokens, np.asarray(train.frames)
         return self
