@@ -40,7 +40,7 @@ def main(run: Path, out: Path) -> None:
                 page.paste(
                     image.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (SIDE + x * (SIDE + RIM), y * (SIDE + RIM))
                 )
-        pictures.append(page.quantize(96, dither=Image.Dither.NONE))
+        pictures.append(page.quantize(255, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE))
     pictures[0].save(out, save_all=True, append_images=pictures[1:], duration=1000 * test.t_r / n_frames, loop=0)
     print(f"{len(chosen)} clips of {n_frames} frames: {out}, {out.stat().st_size / 1e6:.1f} MB")
 
