@@ -187,6 +187,8 @@ def test_video_legs_learn_and_hand_over(frozen, small, tmp_path):
     train_video.save(both, tmp_path)
     (tmp_path / "card.json").write_text("{}")
     again = train_video.load("control", tmp_path)
+    train_video.save(again, tmp_path)  # a network that was loaded
+    assert not [path for path in tmp_path.rglob("*.json") if str(tmp_path) in path.read_text()]
     assert set(train_video.parts(again)) == {"unet", "controlnet"}
     found = NeuroClipsPipeline.load(tmp_path, vae=vae, clip=clip)
     keyframes = torch.from_numpy(frames[:, 6:7]).float() / 255

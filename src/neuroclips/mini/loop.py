@@ -1,4 +1,4 @@
-"""How both mini networks are trained: the settings they share, and lines of progress for a log."""
+"""How mini networks are trained and left behind: shared settings, progress for a log, no traces of folders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from neuroclips.artefacts import read_json, write_json
 from neuroclips.training import TrainingSettings
 from neuroclips.training.checkpoint import Row
 from neuroclips.training.loop import Batches, Loss, M
@@ -40,3 +41,9 @@ def train(
 
     trained = train_any(module, loss, batches, settings=settings, checkpoint=checkpoint, device=device, progress=show)
     return trained.module, trained.curve
+
+
+def forget_folders(out: Path) -> None:
+    """Take from the configurations of saved parts the folder they were once loaded from; it is nobody's business."""
+    for path in out.glob("*/config.json"):
+        write_json(path, {name: value for name, value in read_json(path).items() if name != "_name_or_path"})

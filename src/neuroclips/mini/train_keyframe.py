@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from neuroclips.artefacts import read_json, stable_seed, write_json
 from neuroclips.mini.corpus import encode, held_out_scenes, replay, scene_batches, tokens
-from neuroclips.mini.loop import train
+from neuroclips.mini.loop import forget_folders, train
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.keyframe import KeyframeGenerator, token_grid
 from neuroclips.pretrained.vae import Vae
@@ -217,3 +217,4 @@ def save(unet: Any, scheduler: Any, out: Path) -> None:
     """Weights in float16 and the scheduler, in diffusers layout; the autoencoder is elsewhere."""
     half = copy.deepcopy(unet).half()
     KeyframeGenerator(half, None, scheduler, steps=STEPS, guidance_scale=SCALE).save_pretrained(out)
+    forget_folders(out)

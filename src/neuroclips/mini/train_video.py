@@ -31,7 +31,7 @@ from neuroclips.mini.corpus import (
     scene_batches,
     text_states,
 )
-from neuroclips.mini.loop import train
+from neuroclips.mini.loop import forget_folders, train
 from neuroclips.mini.train_keyframe import identified, pixel_scores, v_loss
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.vae import Vae
@@ -325,6 +325,7 @@ def save(network: Any, out: Path) -> None:
         half.save_pretrained(out / "unet")
     else:
         pipeline(half, None, None, None).save_pretrained(out)
+    forget_folders(out)
 
 
 def train_leg(

@@ -19,8 +19,9 @@ class Guidance:
     ids : clip names; a generator seeds each clip's noise with ``stable_seed(seed, id)``.
     latents : (B, F, C, h, w) scaled latents of the blurry video (alpha guidance).
     tokens : (B, K, D) CLIP tokens of the keyframe.
-    flow : (B, 2, g, g) motion at a net of places, as of ``video.motion.coarse_flow``; the blurry video moves along it.
-        None where the latents move by themselves, as the truth's do.
+    flow : (B, 2, g, g) motion at g x g places from each frame to the next, x in widths and y in heights of the frame
+        (``video.motion.coarse_flow``); the blurry video moves along it. None where the latents move by themselves, as
+        the truth's do.
     prior_tokens : (B, K, D) the diffusion prior's tokens: nearer to those of images, for keyframe generators.
     keyframes : (B, 3, H, W) float in [0, 1] (beta guidance).
     captions : one sentence a clip (gamma guidance).

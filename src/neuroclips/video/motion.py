@@ -16,11 +16,12 @@ from neuroclips.errors import DataError
 from neuroclips.shapes import Float32, UInt8
 
 CELLS = 4  # a side of the net of places that flow is decoded at
-GAIN = 2.0  # ridge shrinks what it is unsure of, and a cell's mean is less than what moves in it
+# As ``VideoRecipe.motion_gain``: ridge shrinks what it is unsure of, and a cell's mean is less than what moves in it.
+GAIN = 2.0
 _SIDE, _FASTEST = 64, 0.125  # frames are reduced to so many pixels; flow is cut at so many widths a frame
 
 
-def coarse_flow(videos: UInt8[np.ndarray, "B F 3 H W"], cells: int = CELLS) -> Float32[np.ndarray, "B 2 cells cells"]:
+def coarse_flow(videos: UInt8[np.ndarray, "B F 3 H W"]) -> Float32[np.ndarray, "B 2 g g"]:
     """Mean optical flow of each place of a clip, from each frame to the next: x in widths, y in heights of the frame.
 
     Dense inverse search (Kroeger et al. 2016) on luminance at 64 pixels a side. Scores of motion use another method
@@ -32,7 +33,7 @@ def coarse_flow(videos: UInt8[np.ndarray, "B F 3 H W"], cells: int = CELLS) -> F
     share = min(1.0, _SIDE / max(h, w))
     size = max(round(w * share), 1), max(round(h * share), 1)
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    found, start = np.empty((b, 2, cells, cells), np.float32), np.zeros((*size[::-1], 2), np.float32)
+    found, start = np.empty((b, 2, CELLS, CELLS), np.float32), np.zeros((*size[::-1], 2), np.float32)
     for i, video in enumerate(videos):
         grey = [
             cv2.resize(cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY), size,
@@ -41,7 +42,7 @@ def coarse_flow(videos: UInt8[np.ndarray, "B F 3 H W"], cells: int = CELLS) -> F
         ]  # fmt: skip
         steps = np.stack([search.calc(a, b, start.copy()) for a, b in pairwise(grey)]) / np.array(size, np.float32)
         mean = steps.clip(-_FASTEST, _FASTEST).mean(axis=0)
-        found[i] = cv2.resize(mean, (cells, cells), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+        found[i] = cv2.resize(mean, (CELLS, CELLS), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
     return found
 
 
@@ -59,7 +60,7 @@ def moved(
     """
     b, f, _, h, w = videos.shape
     if flow.shape[:2] != (b, 2):
-        raise DataError(f"a flow of shape {flow.shape} for {b} videos; expected ({b}, 2, cells, cells)")
+        raise DataError(f"a flow of shape {flow.shape} for {b} videos; expected ({b}, 2, g, g)")
     still = (f - 1) / 2 if still is None else still
     x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
     out = np.empty_like(videos)
