@@ -25,6 +25,7 @@ _DTYPES = {
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_Specs = Mapping[str, tuple[tuple[int, ...], str]]  # name of each array -> shape, dtype as safetensors calls it
 _MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors format itself
 
 
@@ -69,23 +70,14 @@ class ArrayWriter:
     [5.0, 7.0]
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, tuple[tuple[int, ...], str]]):
+    def __init__(self, path: Path, specs: _Specs):
         self.path, self.specs = Path(path), dict(specs)
 
     def __enter__(self) -> dict[str, np.ndarray]:
-        header, offset = {}, 0
-        for name, (shape, dtype) in self.specs.items():
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-            offset += size
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # keeps the data aligned for the memory map
         self._aside = written_aside(self.path)
         aside = self._aside.__enter__()
         try:
-            with aside.open("wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                file.truncate(8 + len(text) + offset)
+            _allocate(aside, self.specs)
             self._maps = _map_arrays(aside, mode="r+")
         except BaseException as error:
             self._aside.__exit__(type(error), error, error.__traceback__)
@@ -98,6 +90,119 @@ class ArrayWriter:
                 array.flush()
         self._maps = {}
         self._aside.__exit__(*error)
+
+
+def _allocate(path: Path, specs: _Specs) -> None:
+    """A safetensors file of zeros. Its space is claimed now: a full disk met through a memory map kills the process."""
+    header, offset = {}, 0
+    for name, (shape, dtype) in specs.items():
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # keeps the data aligned for the memory map
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        if not hasattr(os, "posix_fallocate"):  # macOS, Windows
+            file.truncate(8 + len(text) + offset)
+        elif offset:
+            file.flush()
+            try:
+                os.posix_fallocate(file.fileno(), 8 + len(text), offset)
+            except OSError as error:
+                free = shutil.disk_usage(path.parent).free
+                raise ArtefactError(
+                    f"{path.parent}: no room for {offset / 1e9:.2f} GB of arrays, {free / 1e9:.2f} are free ({error})"
+                ) from error
+
+
+class GrowingArrays:
+    """A safetensors file made part by part, which a killed run goes on with: parts that were finished stand.
+
+    A part's memory maps are closed when it is done, so that memory does not grow with the file. ``close`` puts the file
+    in its place when every part is there. Other processes may fill in rows (``opened``); ``finish`` notes their parts.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> for attempt in range(2):
+    ...     growing = GrowingArrays(path, {"bold": ((3, 2), "F32")})
+    ...     for number in range(3):
+    ...         if not growing.has(f"clip {number}"):
+    ...             with growing.part(f"clip {number}") as arrays:
+    ...                 arrays["bold"][number] = attempt
+    ...     growing.close()
+    >>> read_arrays(path)["bold"].tolist()
+    [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    """
+
+    def __init__(self, path: Path, specs: _Specs):
+        self.path, self.specs = Path(path), dict(specs)
+        self.growing = self.path.with_name(f".{self.path.name}.growing")
+        self._journal = self.path.with_name(f".{self.path.name}.finished")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._done: set[str] | None = None  # None: the file is whole
+        if not _holds(self.path, self.specs):
+            self._done = set()
+            if _holds(self.growing, self.specs) and self._journal.exists():
+                self._done = set(self._journal.read_text().splitlines())
+            else:
+                self._journal.unlink(missing_ok=True)
+                try:
+                    _allocate(self.growing, self.specs)
+                except ArtefactError:
+                    self.growing.unlink(missing_ok=True)
+                    raise
+
+    def has(self, part: str) -> bool:
+        """Whether a part was finished, now or by a run before."""
+        return self._done is None or part in self._done
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[dict[str, np.ndarray]]:
+        """The whole arrays, to fill in the rows of one part; noted as finished on success."""
+        with self.opened(self.growing) as arrays:
+            yield arrays
+        self.finish(name)
+
+    @staticmethod
+    @contextmanager
+    def opened(growing: Path) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of a growing file, to fill in some rows, in any process; on leaving they are on disk."""
+        arrays = _map_arrays(growing, mode="r+")
+        yield arrays
+        for array in arrays.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+
+    def finish(self, name: str) -> None:
+        """Note a part as finished; what was written is on disk."""
+        assert self._done is not None
+        with self._journal.open("a") as file:
+            file.write(f"{name}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._done.add(name)
+
+    def close(self) -> None:
+        """Every part is there: the file takes its name."""
+        if self._done is not None:
+            with self.growing.open("rb") as file:
+                os.fsync(file.fileno())
+            self.growing.replace(self.path)
+            self._journal.unlink(missing_ok=True)
+            self._done = None
+
+
+def _holds(path: Path, specs: _Specs) -> bool:
+    """Whether a file holds arrays of these names, shapes and types."""
+    if not path.exists():
+        return False
+    try:
+        found = read_arrays(path)
+    except ArtefactError:
+        return False
+    shapes = {name: (array.shape, _NAMES[array.dtype]) for name, array in found.items()}
+    return shapes == {name: (tuple(shape), dtype) for name, (shape, dtype) in specs.items()}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

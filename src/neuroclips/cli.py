@@ -13,7 +13,7 @@ import yaml
 
 from neuroclips import __version__
 from neuroclips.errors import DataError, NeuroClipsError, RecipeError
-from neuroclips.recipe import load_recipe, named_recipes
+from neuroclips.recipe import Recipe, describe_recipe, load_recipe, named_recipes
 
 app = typer.Typer(
     name="neuroclips",
@@ -25,6 +25,11 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[str, typer.Argument(help="name of a shipped recipe, or path of a .yaml", metavar="RECIPE")]
+Data = Annotated[
+    Path | None,
+    typer.Argument(help="your data, for a recipe that asks for them: a folder, or a table", metavar="[DATA]"),
+]
+Subject = Annotated[int | None, typer.Option("--subject", min=1, help="which subject of the data", show_default=False)]
 Directory = Annotated[
     Path | None, typer.Option("--out", "-o", help="run directory; default runs/NAME", show_default=False)
 ]
@@ -57,11 +62,23 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _about(data: Path | None, subject: int | None, changes: list[str] | None) -> dict[str, Any]:
+    """Changes of a recipe from the command line."""
+    given: dict[str, Any] = {} if data is None else {"data.root": str(data)}
+    return given | ({} if subject is None else {"data.subject": subject, "brain.subject": subject}) | _parse(changes)
+
+
+def _directory(out: Path | None, recipe: Recipe) -> Path:
+    """Where a run goes: subjects of one recipe get folders of their own."""
+    subject = f"-subject{recipe.data.subject}" if recipe.data.root is not None else ""
+    return out or Path("runs") / f"{recipe.name}{subject}"
+
+
 def _run(recipe: str, out: Path | None, changes: dict[str, Any], until: str | None) -> None:
     from neuroclips import pipeline  # late: torch and diffusers take seconds, --help should not
 
     loaded = load_recipe(recipe, changes)
-    directory = out or Path("runs") / loaded.name
+    directory = _directory(out, loaded)
     with _interruptible():
         cards = pipeline.run(loaded, directory, until=until)
     typer.echo(f"total {sum(card['seconds'] for card in cards.values()):.0f} s of work in {directory}")
@@ -69,10 +86,15 @@ def _run(recipe: str, out: Path | None, changes: dict[str, Any], until: str | No
         typer.echo(f"scores  {directory / 'scores.json'}\nreport  {directory / 'report.html'}")
 
 
-@app.command(epilog="Examples: `neuroclips run demo`   `neuroclips run demo -s brain.signal=0 -o runs/silent`")
-def run(recipe: RecipeName, out: Directory = None, set_: Changes = None) -> None:
+@app.command(
+    epilog="Examples: `neuroclips run demo`   `neuroclips run demo -s brain.signal=0 -o runs/silent`   "
+    "`neuroclips run cc2017 /data/wen2017 --subject 1`"
+)
+def run(
+    recipe: RecipeName, data: Data = None, subject: Subject = None, out: Directory = None, set_: Changes = None
+) -> None:
     """Walk through every stage of a recipe: scans to videos, scores and a page. Finished stages are skipped."""
-    _run(recipe, out, _parse(set_), None)
+    _run(recipe, out, _about(data, subject, set_), None)
 
 
 @app.command(epilog="Example: `neuroclips demo` leaves runs/demo/report.html")
@@ -94,15 +116,33 @@ def demo(
     _run("demo", out, changes, None)
 
 
+@app.command(
+    epilog="Examples: `neuroclips prepare cc2017 /data/wen2017 --subject 1`   "
+    "`neuroclips prepare tensors /data/cc2017_dataset --subject 1`   `neuroclips prepare table STUDY.tsv`"
+)
+def prepare(
+    recipe: RecipeName, data: Data = None, subject: Subject = None, out: Directory = None, set_: Changes = None
+) -> None:
+    """From scans and films to arrays: unpack, detrend, z-score, select voxels, cut clips; and say what was found.
+
+    CC2017 as downloaded (zips or folders), its published tensors, or a table of your own study. Leaves a page,
+    data.html, with every run, the splits and when the brain answers. A killed preparation goes on where it stopped.
+    """
+    changes = _about(data, subject, set_)
+    _run(recipe, out, changes, "prepare")
+    typer.echo(f"data    {_directory(out, load_recipe(recipe, changes)) / 'data.html'}")
+
+
 def _stage_command(name: str, text: str) -> None:
     @app.command(name, help=text, epilog=f"Example: `neuroclips {name} demo`")
-    def command(recipe: RecipeName, out: Directory = None, set_: Changes = None) -> None:
-        _run(recipe, out, _parse(set_), name)
+    def command(
+        recipe: RecipeName, data: Data = None, subject: Subject = None, out: Directory = None, set_: Changes = None
+    ) -> None:
+        _run(recipe, out, _about(data, subject, set_), name)
 
 
 for _name, _text in {
     "simulate": "Make a film and a simulated subject that watches it, in the files a real study would have.",
-    "prepare": "From scans and films to arrays: crop, detrend, z-score, select voxels, cut clips.",
     "targets": "What the frozen networks see in every clip: VAE latents and CLIP tokens.",
     "fit": "Fit the decoders on the training clips.",
     "generate": "Draw keyframes, write captions and generate videos of the test clips, and of the controls.",
@@ -117,6 +157,8 @@ for _name, _text in {
 )
 def reconstruct(
     recipe: RecipeName,
+    data: Data = None,
+    subject: Subject = None,
     out: Directory = None,
     set_: Changes = None,
     segment: Annotated[str | None, typer.Option(help="with --continuous: which test segment")] = None,
@@ -128,7 +170,7 @@ def reconstruct(
 
     Runs the stages before it where they are missing.
     """
-    changes = _parse(set_)
+    changes = _about(data, subject, set_)
     if not continuous and segment is None:
         _run(recipe, out, changes, "reconstruct")
         return
@@ -143,7 +185,7 @@ def reconstruct(
         loaded = load_recipe(recipe, {**changes, "generate.video": {}})
     _run(recipe, out, changes, "fit")
     with _interruptible():
-        path = generation.continuous(out or Path("runs") / loaded.name, loaded, segment, Console(stderr=True))
+        path = generation.continuous(_directory(out, loaded), loaded, segment, Console(stderr=True))
     typer.echo(f"{path}\n{path.with_name(f'{segment}-beside.mp4')}")
 
 
@@ -292,7 +334,7 @@ def table(
 def recipes() -> None:
     """List the recipes that ship with the package."""
     for name in named_recipes():
-        typer.echo(f"{name:12} {load_recipe(name).description}")
+        typer.echo(f"{name:12} {describe_recipe(name)}")
 
 
 @app.command(epilog="Example: `neuroclips version`")

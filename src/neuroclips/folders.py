@@ -6,7 +6,6 @@ predictions of other scenes (``shuffled``), the mean frame, and the frames in an
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from neuroclips.artefacts import content_hash, file_hash, write_json
-from neuroclips.data.frames import scene_cuts, write_video
+from neuroclips.data.frames import cuts_between
 from neuroclips.data.pairing import aligned, pair
 from neuroclips.data.prepare import scene_of
 from neuroclips.data.videos import VideoSource
@@ -151,13 +150,9 @@ def find_places(truth: VideoSource, clip_seconds: float | int, scenes: Literal["
     onset = np.arange(n) * float(clip_seconds)
     side = min(truth.shape[3:])
     small = aligned(truth, truth.shape[1], *(max(2, round(s * min(1, 128 / side) / 2) * 2) for s in truth.shape[3:]))
-    # The detectors want half a second between cuts, in frames of usual film: every frame is shown several times.
-    times = max(1, round(24 * float(clip_seconds) / truth.shape[1]))
-    fps = Fraction(times * truth.shape[1] / float(clip_seconds)).limit_denominator(1001)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.mp4"
-        write_video(path, (frame for clip in _each_clip(small) for frame in np.repeat(clip, times, axis=0)), fps)
-        scene = scene_of(onset, float(clip_seconds), scene_cuts(path))
+    fps = Fraction(truth.shape[1] / float(clip_seconds)).limit_denominator(1001)
+    cuts = cuts_between((frame for clip in _each_clip(small) for frame in clip), fps)
+    scene = scene_of(onset, float(clip_seconds), cuts)
     return Places(np.zeros(n, int), onset, scene, f"{scene[-1] + 1} scenes found by PySceneDetect in the clips' order")
 
 

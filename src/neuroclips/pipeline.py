@@ -1,6 +1,7 @@
 """``neuroclips run RECIPE``: stages in order, each with its artefacts and its card.
 
-    simulate -> prepare -> targets -> fit -> reconstruct -> [generate] -> [curves] -> [observe] -> evaluate -> report
+    [simulate] -> survey -> films -> targets ---------> fit -> reconstruct -> [generate] -> [curves] -> [observe]
+                         -> reliability -> prepare ->       -> evaluate -> report
 
 A stage whose settings and parents are unchanged is skipped and says so. A killed run resumes: finished stages stand,
 the stage that was cut starts again, and inside ``simulate`` every finished film and scan, inside ``generate`` every
@@ -36,6 +37,8 @@ class Stage:
     """One step of a run: ``work(run directory, own directory, recipe, console)`` returns what the card should say.
 
     ``settings`` picks the part of the recipe that changes the result; ``format`` is raised when the files change.
+    A parent is a stage, or one file of a stage that is all this one depends on (``survey/films.json``). ``always``:
+    never skipped, for it looks at files outside the run directory.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Stage:
     parents: tuple[str, ...]
     settings: Callable[[Recipe], Any]
     format: int = 1
+    always: bool = False
 
 
 def plan(recipe: Recipe) -> list[Stage]:
@@ -65,8 +69,17 @@ def plan(recipe: Recipe) -> list[Stage]:
                 stages.source_files(r.film.movies if r.film else None),
             ],
         ),
-        Stage("prepare", stages.prepare, source, lambda r: [r.data, stages.source_files(r.data.root)]),
-        Stage("targets", stages.targets, ("prepare",), lambda r: [r.targets, stages.weights_hashes(r)]),
+        Stage("survey", stages.survey, source, lambda r: [r.data], always=True),
+        Stage("films", stages.films, ("survey/films.json",), lambda r: [r.data.frames_per_clip, r.data.frame_size]),
+        Stage("reliability", stages.reliability, ("survey/training.json",), lambda r: []),
+        Stage(
+            "prepare",
+            stages.prepare,
+            ("survey/scans.json", "films", "reliability"),
+            lambda r: [r.data.selection, stages.selection_files(r)],
+            format=2,
+        ),
+        Stage("targets", stages.targets, ("films",), lambda r: [r.targets, stages.weights_hashes(r)], format=2),
         Stage(
             "fit",
             stages.fit,
@@ -115,7 +128,7 @@ def run(
     for number, stage in enumerate(planned, 1):
         label = f"[bold]{number}/{len(planned)} {stage.name}[/bold]"
         key = _key(stage, recipe, cards)
-        card = _finished(directory / stage.name, key)
+        card = None if stage.always else _finished(directory / stage.name, key)
         if card is not None:
             console.print(f"{label}  up to date, skipped")
         else:
@@ -142,7 +155,16 @@ def _show(run_directory: Path, stage: str) -> None:
 def _key(stage: Stage, recipe: Recipe, cards: dict[str, dict[str, Any]]) -> str:
     """Identity of a stage's result: its format, settings, and its parents' content."""
     settings = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in stage.settings(recipe)]
-    return content_hash([stage.name, stage.format, settings, {p: cards[p]["content"] for p in stage.parents}])
+    return content_hash([stage.name, stage.format, settings, _parents(stage, cards)])
+
+
+def _parents(stage: Stage, cards: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What this stage's parents made: a hash each."""
+    found = {}
+    for parent in stage.parents:
+        name, _, file = parent.partition("/")
+        found[parent] = cards[name]["files"][file]["sha256"] if file else cards[name]["content"]
+    return found
 
 
 def _finished(directory: Path, key: str) -> dict[str, Any] | None:
@@ -180,7 +202,7 @@ def _make(
     }
     card = {
         "stage": stage.name, "key": key, "content": content_hash([key, {n: f["sha256"] for n, f in files.items()}]),
-        "parents": {p: cards[p]["content"] for p in stage.parents}, "recipe": recipe.model_dump(mode="json"),
+        "parents": _parents(stage, cards), "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed, "commit": _commit(), "versions": {name: version(name) for name in PACKAGES},
         "seconds": round(meter.seconds, 2), "peak_memory_gb": round(meter.peak_bytes / 1e9, 3), "summary": said,
         "files": files,

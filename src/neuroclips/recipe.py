@@ -52,29 +52,65 @@ class BrainRecipe(_Part):
 
 
 class SelectionRecipe(_Part):
-    """Which voxels are kept, from the training segments' repeats alone (method a.3)."""
+    """Which voxels are kept, from the training segments' repeats alone (method a.3), and from anatomy."""
 
-    method: Literal["bonferroni", "top"] = "bonferroni"
-    p: float = Field(0.05, gt=0, lt=1, description="family-wise error rate over all cortical voxels")
-    sides: Literal[1, 2] = 1
+    method: Literal["bonferroni", "fdr", "top", "all"] = Field(
+        "bonferroni", description="family-wise error, false discovery rate (Benjamini-Hochberg), the best, or no test"
+    )
+    p: float = Field(0.05, gt=0, lt=1, description="error rate over all voxels that are asked")
+    sides: Literal[1, 2] = Field(1, description="1: repeats agree; 2: they agree or oppose each other")
     top: int = Field(4500, ge=1, description="with method 'top': how many voxels, by smallest p")
+    rois: tuple[str, ...] = Field((), description="only voxels of these areas: HCP-MMP1 names, or those of the atlas")
+    hemisphere: Literal["both", "left", "right"] = Field("both", description="of the areas on the cortex")
+    atlas: Path | None = Field(None, description="for volumes: a NIfTI image of area numbers")
+    atlas_labels: Path | None = Field(None, description="for volumes: a table (.tsv) with columns index and name")
+    mask: Path | None = Field(None, description="only voxels of this file: CIFTI, NIfTI or .npy, nonzero is in")
+
+    @model_validator(mode="after")
+    def _atlas_has_rois(self) -> SelectionRecipe:
+        if self.atlas is not None and not self.rois:
+            raise ValueError("atlas is given, but no rois; expected names of its areas")
+        return self
+
+
+def _delays(delay_trs: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (delay_trs,) if isinstance(delay_trs, int) else delay_trs
+
+
+Layout = Literal["cc2017", "tensors", "table"]
 
 
 class DataRecipe(_Part):
     """From scans and films to arrays."""
 
-    root: Path | None = Field(None, description="a folder in the CC2017 layout; None takes the simulated subject")
+    layout: Layout = Field("cc2017", description="what root is: CC2017's folder, its published tensors, or a table")
+    root: Path | None = Field(None, description="a folder, or a table of your study; None takes the simulated subject")
+    unpack_to: Path | None = Field(None, description="where zips in root are unpacked; null: into root")
+    files: Literal["cifti", "mni"] = Field("cifti", description="which of CC2017's scans; mni needs mask")
+    mask: Path | None = Field(None, description="brain mask of scans in NIfTI; a table may name its own")
     subject: int = Field(1, ge=1)
     wrong_subject: int | None = Field(
         None,
         ge=1,
         description="another subject of the folder, whose test scans are a floor",
     )
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
-    t_r: float = Field(2.0, gt=0, description="seconds")
-    delay_trs: int = Field(2, ge=0, le=4, description="volumes between a clip and the response paired with it")
+    train: tuple[str, ...] = Field((), description="segments; a table may have its own column split")
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    exclude: tuple[str, ...] | None = Field(
+        None, description="runs to leave out, SEGMENT/REPEAT such as test2/9; null: those known to be bad"
+    )
+    max_motion: float | None = Field(None, gt=0, description="mean framewise displacement (mm) that leaves a run out")
+    t_r: float | None = Field(2.0, gt=0, description="seconds; null: what the scans say")
+    delay_trs: int | tuple[int, ...] | None = Field(
+        None, description="volumes between a clip and its response; several are seen together; null: nearest to 4 s"
+    )
+    stored_delay_trs: int | None = Field(
+        None, ge=0, le=8, description="of published tensors: the delay that is already inside; null: measured"
+    )
+    detrend: int | None = Field(
+        4, ge=1, le=12, description="degree of the polynomial in time that is removed; null: 1, and 1 more every 150 s"
+    )
     frames_per_clip: int = Field(6, ge=1, le=60)
     frame_size: int = Field(64, ge=32, le=512, multiple_of=8)
     selection: SelectionRecipe = SelectionRecipe()
@@ -85,8 +121,21 @@ class DataRecipe(_Part):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"segments {', '.join(twice)} are in two splits; every segment belongs to exactly one")
+        if not (self.train and self.validation and self.test) and (names or self.layout != "table"):
+            raise ValueError(
+                "train, validation and test name the segments of each split; expected all three"
+                + (", or none where the table has a column split" if self.layout == "table" else "")
+            )
+        delays = [] if self.delay_trs is None else list(_delays(self.delay_trs))
+        latest = 4 if self.layout == "cc2017" else 40  # the volumes that CC2017 has after a film
+        if delays != sorted(set(delays)) or (delays and not 0 <= delays[0] <= latest) or self.delay_trs == ():
+            raise ValueError(f"delay_trs is {self.delay_trs}; expected 0 to {latest}, or several, ascending")
         if self.wrong_subject == self.subject:
             raise ValueError(f"wrong_subject is {self.subject}, the subject itself; expected another one")
+        if self.wrong_subject is not None and self.layout != "cc2017":
+            raise ValueError("wrong_subject compares the same vertices of two brains; expected layout cc2017")
+        if self.files == "mni" and self.mask is None:
+            raise ValueError("files is mni; expected a brain mask on the grid of these scans in mask")
         return self
 
 
@@ -95,6 +144,11 @@ class TargetsRecipe(_Part):
 
     vae: str = "mini"
     clip: str = "mini"
+    captions: str | None = Field(
+        None, description="captioner of the keyframes: 'mini', or a folder in transformers layout; null writes none"
+    )
+    processes: int = Field(1, ge=1, description="that share the clips, a GPU each where there are several")
+    device: str = "auto"
 
 
 class RidgeRecipe(_Part):
@@ -243,16 +297,22 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _data_come_from_somewhere(self) -> Recipe:
-        if (self.film is None) == (self.data.root is None):
-            raise ValueError(
-                "give either 'film' (a simulated subject) or 'data.root' (your scans), not both or neither"
-            )
+        if self.film is None and self.data.root is None:
+            what = {"table": "the table of your study"}.get(self.data.layout, "the folder of your data")
+            raise ValueError(f"which data? Give {what}, as the word after the recipe's name or as data.root")
+        if self.film is not None and self.data.root is not None:
+            raise ValueError("give either 'film' (a simulated subject) or 'data.root' (your scans), not both")
         if self.film is not None and self.brain.subject != self.data.subject:
             raise ValueError(
                 f"brain.subject {self.brain.subject} is simulated but data.subject {self.data.subject} is prepared; "
                 "expected the same number"
             )
         return self
+
+
+def describe_recipe(name: str) -> str:
+    """What a shipped recipe says about itself; recipes that want data of yours are not complete without them."""
+    return yaml.safe_load(files("neuroclips").joinpath("recipes", f"{name}.yaml").read_text())["description"]
 
 
 def named_recipes() -> list[str]:

@@ -33,6 +33,18 @@ KEYFRAME = 2  # of 6 frames: the frame that stands for a clip (method a.6)
 DECODERS: dict[str, type[Decoders]] = {"ridge": RidgeDecoders, "neural": NeuralDecoders}
 
 
+def keyframe_of(n_frames: int) -> int:
+    """The frame that stands for a clip of so many frames."""
+    return min(KEYFRAME, n_frames - 1)
+
+
+def see(vae: Vae, clip: Clip, frames: UInt8[np.ndarray, "B F 3 H W"]) -> Targets:
+    """What frozen networks see in clips: VAE latents of every frame and CLIP tokens of the keyframe, float16."""
+    latents = vae.encode(frames)
+    tokens, _ = clip.images(np.asarray(frames[:, keyframe_of(frames.shape[1])]))
+    return Targets(latents.astype(np.float16), tokens.astype(np.float16))
+
+
 class Reconstructor:
     """Learns from (brain, film) pairs, then turns brain activity into film.
 
@@ -63,10 +75,8 @@ class Reconstructor:
     # 1. What the frozen networks see in the film: the targets of both decoders.
     def targets(self, clips: Clips) -> Targets:
         """VAE latents of every frame and CLIP tokens of the keyframe, float16."""
-        latents = Vae.load(self.vae, device=self.device).encode(clips.frames)
-        keyframe = min(KEYFRAME, clips.n_frames - 1)
-        tokens, _ = Clip.load(self.clip, device=self.device).images(np.asarray(clips.frames[:, keyframe]))
-        return Targets(latents.astype(np.float16), tokens.astype(np.float16))
+        vae, clip = Vae.load(self.vae, device=self.device), Clip.load(self.clip, device=self.device)
+        return see(vae, clip, clips.frames)
 
     # 2. Learn: voxels to latents, voxels to tokens, voxels to motion.
     def fit(

@@ -20,10 +20,13 @@ from neuroclips.artefacts import (
     read_card,
     stable_seed,
     write_arrays,
+    write_json,
 )
 from neuroclips.data import prepare as data
 from neuroclips.data.clips import Targets
 from neuroclips.data.frames import write_clip_video
+from neuroclips.data.source import Source
+from neuroclips.data.study import open_source
 from neuroclips.decoders import Decoders
 from neuroclips.decoders.ridge import RidgeDecoders
 from neuroclips.evaluation.floors import shuffled_orders
@@ -32,6 +35,7 @@ from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import Reconstructor
 from neuroclips.report.from_run import report_data
 from neuroclips.report.page import write_report
+from neuroclips.targets import write_targets
 from neuroclips.training.decoders import NeuralDecoders, resolve_decoders
 from neuroclips.video.guidance import Guidance, VideoGenerator
 
@@ -56,10 +60,18 @@ def progress_bar(console: Console) -> Iterator[Report]:
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
-def source_files(folder: Path | None) -> dict[str, list[int]]:
-    """Size and time of change (ns) of every file of the user's below ``folder``: new ones make old results stale."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder is not None else []
+def source_files(path: Path | None) -> dict[str, list[int]]:
+    """Size and time of change (ns) of a file of the user's, or of all in a folder: new ones make old results stale."""
+    if path is None:
+        return {}
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.exists() else []
     return {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
+
+
+def selection_files(recipe: Recipe) -> dict[str, list[int]]:
+    """The files that select voxels."""
+    chosen = recipe.data.selection
+    return source_files(chosen.mask) | source_files(chosen.atlas) | source_files(chosen.atlas_labels)
 
 
 def simulate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
@@ -73,11 +85,39 @@ def simulate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
         )
 
 
-def prepare(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """From scans and films to arrays."""
-    root = recipe.data.root or run / "simulate" / "video_fmri_dataset"
+def _source(run: Path, recipe: Recipe, report: Report | None = None) -> Source:
+    return open_source(recipe.data.root or run / "simulate" / "video_fmri_dataset", recipe.data, report)
+
+
+def survey(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Look at what is there, unpacking zips first: films.json, training.json and scans.json name every file that the
+    next stages read, with its size and time. Always done: it takes seconds, and new files make old results stale."""
     with progress_bar(console) as report:
-        return data.prepare(root, recipe.data, own, progress=report)
+        source = _source(run, recipe, report)
+    for name, files in source.identity().items():
+        write_json(own / f"{name}.json", files)
+    runs = sum(len(segment.runs) for split in SPLITS for segment in source.splits[split])
+    films = sum(len(source.splits[split]) for split in SPLITS)
+    return {"scans": runs, "films": films, "t_r": source.t_r, "space": source.space, "warnings": source.warnings}
+
+
+def films(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """The clips of every film."""
+    with progress_bar(console) as report:
+        return data.prepare_films(_source(run, recipe), recipe.data, own, report)
+
+
+def reliability(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """How alike the repeats of training scans are, at every voxel."""
+    with progress_bar(console) as report:
+        return data.measure_reliability(_source(run, recipe), own, report)
+
+
+def prepare(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Voxels selected, and every scan cleaned at these voxels."""
+    with progress_bar(console) as report:
+        source = _source(run, recipe)
+        return data.prepare_bold(source, recipe.data, run / "films", run / "reliability", own, report)
 
 
 def weights_hashes(recipe: Recipe) -> dict[str, str]:
@@ -90,16 +130,9 @@ def weights_hashes(recipe: Recipe) -> dict[str, str]:
 
 
 def targets(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """What the frozen networks see in every clip, computed once."""
-    prepared = data.load_clips(run / "prepare")
-    reconstructor = Reconstructor(recipe.targets.vae, recipe.targets.clip)
-    shapes = {}
+    """What the frozen networks see in every clip, computed once: of films, whatever the scans are."""
     with progress_bar(console) as report:
-        for number, split in enumerate(SPLITS):
-            report(number, len(SPLITS), split)
-            found = reconstructor.targets(getattr(prepared, split))
-            write_arrays(own / f"{split}.safetensors", {"latents": found.latents, "tokens": found.tokens})
-            shapes[split] = {"latents": found.latents.shape, "tokens": found.tokens.shape}
+        shapes = write_targets(run / "films", own, recipe.targets, report)
     return {"shapes": shapes, "weights": weights_hashes(recipe)}
 
 
@@ -239,7 +272,20 @@ def observe(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str,
 
 def report(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """The page of the run, ``report.html``."""
-    names = ("simulate", "prepare", "targets", "fit", "reconstruct", "generate", "curves", "observe", "evaluate")
+    names = (
+        "simulate",
+        "survey",
+        "films",
+        "reliability",
+        "prepare",
+        "targets",
+        "fit",
+        "reconstruct",
+        "generate",
+        "curves",
+        "observe",
+        "evaluate",
+    )
     cards = {name: card for name in names if (card := read_card(run / name)) is not None}
     page = report_data(run, recipe, cards)
     write_report(own / "report.html", page)

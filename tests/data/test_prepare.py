@@ -15,7 +15,7 @@ from neuroclips.data.cc2017 import find_runs
 from neuroclips.data.clips import TestClips, TrainingClips, ValidationClips
 from neuroclips.data.lag import lag_curve, thumbnails
 from neuroclips.data.prepare import load_clips, prepare, scene_of
-from neuroclips.data.splits import find_splits
+from neuroclips.data.study import open_source
 from neuroclips.errors import ArtefactError, DataError
 from neuroclips.recipe import DataRecipe
 
@@ -48,7 +48,7 @@ def prepared(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("data")
     calls = []
     summary = prepare(root, recipe(), out, progress=lambda *call: calls.append(call))
-    return out, summary, calls
+    return out / "prepare", summary, calls
 
 
 def copied(root, path):
@@ -135,10 +135,12 @@ def make_colours(root):
 
 def test_progress_covers_the_work(prepared):
     calls = prepared[2]
-    _, total, what = calls[-1]
-    assert [call[0] for call in calls] == list(range(total))
-    assert what == "lag curve"
-    assert calls[0][2] == "reliability: seg1, repeat 1"
+    starts = [i for i, call in enumerate(calls) if call[0] == 0] + [len(calls)]
+    stages = [calls[start:end] for start, end in zip(starts, starts[1:])]
+    assert [stage[0][2] for stage in stages] == ["film of seg1", "reliability: seg1, repeat 1", "train: seg1, repeat 1"]
+    for stage in stages:
+        assert [call[0] for call in stage] == list(range(stage[0][1]))
+    assert calls[-1][2] == "lag curve"
 
 
 def test_too_little_evidence_falls_back_loudly(root, tmp_path, caplog):
@@ -148,7 +150,7 @@ def test_too_little_evidence_falls_back_loudly(root, tmp_path, caplog):
     text = "fewer than 100 of 59412 voxels pass the selection (p < 0.05, Bonferroni, over 2 training segments)"
     assert any(text in warning for warning in summary["warnings"])
     assert text in caplog.text
-    assert len(load_clips(tmp_path).train) == 14 + 13
+    assert len(load_clips(tmp_path / "prepare").train) == 14 + 13
 
 
 def test_another_delay_or_tr_in_the_scans_is_noticed(root, tmp_path):
@@ -173,26 +175,26 @@ def test_values_that_are_not_finite_stop_the_stage(root, tmp_path):
     write_run(path, values)
     with pytest.raises(DataError, match=rf"{re.escape(str(path))}: 1 of 59412 voxels .* \(first: voxel 17\)"):
         prepare(damaged, recipe(), tmp_path / "out")
-    assert not (tmp_path / "out" / "test.safetensors").exists()
+    assert not (tmp_path / "out" / "prepare" / "test.safetensors").exists()
 
 
 def test_missing_things_are_named(root):
     with pytest.raises(DataError, match=r"stimuli/seg9\.mp4: no such file; expected the film of segment 'seg9'"):
-        find_splits(root, recipe(train=("seg1", "seg9")))
+        open_source(root, recipe(train=("seg1", "seg9")))
     with pytest.raises(DataError, match=r"scans of segment 'seg9' of subject 3; segments found .*: seg1, seg2, seg3"):
         find_runs(root, SUBJECT, "seg9")
     with pytest.raises(DataError, match=r"subject8/fmri/seg1/cifti: no such folder; .* none$"):
-        find_splits(root, recipe(subject=8))
-    with pytest.raises(DataError, match=r"segment 'test2' of subject 3 has 1 usable scans; expected at least 2 .*9 v"):
-        find_splits(root, recipe(train=("seg1", "test2"), test=("test1",)))
+        open_source(root, recipe(subject=8))
+    with pytest.raises(DataError, match=r"segment 'test2' has 1 usable scans; expected at least 2 .*9 v"):
+        open_source(root, recipe(train=("seg1", "test2"), test=("test1",)))
     with pytest.raises(DataError, match="the train split names 1 segments; expected at least 2"):
-        find_splits(root, recipe(train=("seg1",)))
+        open_source(root, recipe(train=("seg1",)))
 
 
 def test_a_segment_in_two_splits_is_refused(root):
     leaking = recipe().model_copy(update={"test": ("seg2",)})  # past the recipe's own check
     with pytest.raises(DataError, match="one is named twice; expected each in exactly one split"):
-        find_splits(root, leaking)
+        open_source(root, leaking)
 
 
 def test_film_that_does_not_fit_the_scans_is_refused(root, tmp_path):
@@ -201,19 +203,18 @@ def test_film_that_does_not_fit_the_scans_is_refused(root, tmp_path):
     film.unlink()
     write_film(film, [np.zeros((64, 80, 3), np.uint8)] * (60 * 9))
     with pytest.raises(DataError, match=r"'seg4' .* 0 usable scans; .* expected 14 or 15, for a film of 9 TRs"):
-        find_splits(damaged, recipe())
+        open_source(damaged, recipe())
 
 
 def test_find_runs_reads_names_strictly(root):
-    assert list(find_runs(root, SUBJECT, "test1")) == [1, 3, 4]
-    assert list(find_runs(root, SUBJECT, "seg1")) == [1, 2]
+    assert list(find_runs(root, SUBJECT, "test1")[0]) == [1, 3, 4]
+    assert list(find_runs(root, SUBJECT, "seg1")[0]) == [1, 2]
 
 
 def test_damaged_directories_are_refused(prepared, tmp_path):
     def broken(name):
-        target = tmp_path / name
-        shutil.copytree(prepared[0], target)
-        return target
+        shutil.copytree(prepared[0].parent, tmp_path / name)
+        return tmp_path / name / "prepare"
 
     directory = broken("a")
     (directory / "test.safetensors").unlink()

@@ -335,7 +335,7 @@ def test_hostile_files_are_refused_and_not_executed(tmp_path, how, protocol):
     else:
         content = {"videos": torch.zeros(2), "more": Hostile(target)}
         torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(DataError, match=rf"{path.name}: (not a plain tensor but objects that may run|cannot be read)"):
+    with pytest.raises(DataError, match=rf"{path.name}: (not a plain tensor but .*that may run|cannot be read)"):
         open_videos(path)
     assert not target.exists()
     if how.startswith("pickle"):  # the file does what it was made for
@@ -517,7 +517,7 @@ REFUSED = {
     "four inks": r"1.jpg: an image of mode CMYK; expected RGB or grey",
     "GIF that lost a repeated frame": r"b.gif: 5 frames .* a.gif has 6 frames .* \(writers of GIF drop frames",
     "cut npy": r"all.npy: cannot be read as a .npy array \(ValueError",
-    "cut pt": r"all.pt: cannot be read as a .pt array \(RuntimeError",
+    "cut pt": r"all.pt: truncated, its end is missing after \d+ bytes",
     "cut safetensors": r"all.safetensors: array 'videos' of shape .* is truncated",
     "text as pt": r"all.pt: (cannot be read as a .pt array|not a plain tensor)",
     "dictionary": r"all.pt: holds a dict with the keys recon, epoch; expected one tensor",
@@ -564,7 +564,7 @@ def test_a_transparent_gif_is_refused_on_reading(tmp_path, videos):
 
 
 def test_a_large_file_in_the_old_format_is_refused(tmp_path, videos, monkeypatch):
-    monkeypatch.setattr("neuroclips.data.videos._WHOLE_BYTES", 1000)
+    monkeypatch.setattr("neuroclips.data.tensors._WHOLE_BYTES", 1000)
     torch.save(torch.from_numpy(videos), tmp_path / "new.pt")
     assert len(open_videos(tmp_path / "new.pt")) == B
     torch.save(torch.from_numpy(videos), tmp_path / "old.pt", _use_new_zipfile_serialization=False)

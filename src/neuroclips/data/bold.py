@@ -52,6 +52,11 @@ def count_volumes(path: Path) -> int:
     return int(shape[4])
 
 
+def header_t_r(path: Path) -> float | None:
+    """Seconds between volumes according to the CIFTI header; None when it says nothing usable."""
+    return _seconds(open_cifti(path)[1].get_index_map(0))
+
+
 def check_volumes(path: Path, n_volumes: int, n_trs: int) -> None:
     """Raise DataError unless a run of ``n_volumes`` fits a film of ``n_trs`` TRs: 5 or 6 volumes more."""
     expected = [n_trs + lead + TRAILING_SPARES for lead in LEADING_SPARES]
@@ -62,33 +67,46 @@ def check_volumes(path: Path, n_volumes: int, n_trs: int) -> None:
         )
 
 
-def read_run(path: Path, n_trs: int) -> Run:
-    """Read the cortex of one ``*_Atlas.dtseries.nii`` for a film of ``n_trs`` TRs.
+def open_cifti(path: Path, kind: str = "dense time series") -> tuple[nib.Nifti2Image, nib.cifti2.Cifti2Matrix]:
+    """Open a CIFTI file whose columns are grayordinates; its values (1, 1, 1, 1, rows, grayordinates) are not read.
+
+    Returns the image and the matrix of its CIFTI header (index map 0: the rows, 1: the grayordinates). Raises DataError
+    unless it is a CIFTI file whose columns start with the standard cortex, left then right; ``kind`` says in the
+    message what was expected.
+    """
+    try:
+        # As NIfTI-2 with its CIFTI extension: nib.load copies the header's 91,282 places, 0.17 s against 0.05 s.
+        image = nib.Nifti2Image.from_filename(path)
+        matrix = next(e for e in image.header.extensions if e.get_code() == _CIFTI_EXTENSION).get_content().matrix
+        models = [(m.brain_structure, m.index_offset, m.index_count) for m in matrix.get_index_map(1).brain_models]
+    except StopIteration as error:
+        raise DataError(f"{path}: NIfTI-2 without a CIFTI header; expected a {kind}") from error
+    except Exception as error:  # XML, struct, OS and nibabel errors: all mean a damaged or foreign file
+        raise DataError(f"{path}: cannot be read as a CIFTI {kind} ({error})") from error
+    if models[:2] != _CORTEX:
+        came = ", ".join(f"{name} from {start} of {count}" for name, start, count in models[:2])
+        raise DataError(
+            f"{path}: grayordinates start with {came or 'none'}; expected {_CORTEX[0][0]} from 0 of {N_LEFT}, "
+            f"then {_CORTEX[1][0]} from {N_LEFT} of {N_RIGHT} (fs_LR 32k without the medial wall)"
+        )
+    return image, matrix
+
+
+def read_run(path: Path, n_trs: int | None = None) -> Run:
+    """Read the cortex of one dense time series, such as CC2017's ``*_Atlas.dtseries.nii`` of a film of ``n_trs`` TRs.
 
     Raises
     ------
     DataError
         The file is unreadable or truncated, has other grayordinates than the standard 91,282 (the cortex first, left
-        then right), another number of volumes than ``n_trs`` + 5 or + 6, or values that are not finite.
+        then right), another number of volumes than ``n_trs`` + 5 or + 6 (where that is given), or values that are not
+        finite.
     """
     path = Path(path)
-    check_volumes(path, count_volumes(path), n_trs)
-    try:
-        # As NIfTI-2 with its CIFTI extension: nib.load copies the header's 91,282 places, 0.17 s against 0.05 s.
-        image = nib.Nifti2Image.from_filename(path)
-        matrix = next(e for e in image.header.extensions if e.get_code() == _CIFTI_EXTENSION).get_content().matrix
-        series, grayordinates = matrix.get_index_map(0), matrix.get_index_map(1)
-        models = [(m.brain_structure, m.index_offset, m.index_count) for m in grayordinates.brain_models]
-    except StopIteration as error:
-        raise DataError(f"{path}: NIfTI-2 without a CIFTI header; expected a dense time series") from error
-    except Exception as error:  # XML, struct, OS and nibabel errors: all mean a damaged or foreign file
-        raise DataError(f"{path}: cannot be read as a CIFTI dense time series ({error})") from error
-    if models[:2] != _CORTEX:
-        came = ", ".join(f"{name} from {start} of {count}" for name, start, count in models[:2])
-        raise DataError(
-            f"{path}: grayordinates start with {came}; expected {_CORTEX[0][0]} from 0 of {N_LEFT}, "
-            f"then {_CORTEX[1][0]} from {N_LEFT} of {N_RIGHT} (fs_LR 32k without the medial wall)"
-        )
+    n_volumes = count_volumes(path)
+    if n_trs is not None:
+        check_volumes(path, n_volumes, n_trs)
+    image, matrix = open_cifti(path)
     try:
         # A copy, so that the file can be closed.
         values = np.array(image.dataobj[0, 0, 0, 0, :, :N_CORTEX], dtype=np.float32)
@@ -99,9 +117,9 @@ def read_run(path: Path, n_trs: int) -> Run:
         broken = np.flatnonzero(~finite.all(axis=0))
         raise DataError(
             f"{path}: {len(broken)} of {N_CORTEX} voxels have values that are not finite (first: voxel {broken[0]}); "
-            "expected finite values everywhere; leave the run out, or fill these voxels with 0 in every volume"
+            "expected finite values everywhere; leave the run out (data.exclude), or fill these voxels with 0"
         )
-    return Run(values, _seconds(series))
+    return Run(values, _seconds(matrix.get_index_map(0)))
 
 
 def _seconds(series: object) -> float | None:
@@ -165,6 +183,11 @@ def zscore(run: Float[np.ndarray, "T V"]) -> Float32[np.ndarray, "T V"]:
     return centred
 
 
+def standardise(run: Float[np.ndarray, "T V"], order: int = 4) -> Float32[np.ndarray, "T V"]:
+    """Detrend and z-score the volumes that are given, and no others."""
+    return zscore(detrend(run, order))
+
+
 def clean(run: Float[np.ndarray, "T V"], n_trs: int, delay_trs: int) -> Float32[np.ndarray, "n_trs V"]:
-    """Crop, detrend and z-score one run: statistics are those of the ``n_trs`` volumes that are kept, and no others."""
-    return zscore(detrend(crop(run, n_trs, delay_trs)))
+    """Crop, detrend and z-score one run of CC2017: statistics are those of the ``n_trs`` volumes that are kept."""
+    return standardise(crop(run, n_trs, delay_trs))

@@ -2,14 +2,16 @@
 
     ROOT/stimuli/seg1.mp4 ... test5.mp4
     ROOT/subject1/fmri/seg1/cifti/seg1_1_Atlas.dtseries.nii        segment seg1, repeat 1
+    ROOT/subject1/fmri/seg1/mni/seg1_1_mni.nii.gz                  the same scan in a volume
 
-Any data set laid out like this is read; the segment names come from the recipe.
+ROOT may be the folder ``video_fmri_dataset`` itself, or the one that holds it or its zips. Any data set laid out like
+this is read; the segment names come from the recipe.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from neuroclips.errors import DataError
 
@@ -23,27 +25,69 @@ N_CORTEX = N_LEFT + N_RIGHT  # 59,412
 LEADING_SPARES = (1, 2)
 TRAILING_SPARES = 4
 
+FOLDER = "video_fmri_dataset"
+# Subject, segment and repeat -> what is known against it. Left out unless ``data.exclude`` says otherwise.
+SUSPECT = {(3, "test2", 9): "Mind-Animator (Lu et al. 2025) leaves this repeat out as damaged"}
 
-def find_runs(root: Path, subject: int, segment: str) -> dict[int, Path]:
-    """The scans of one segment, by repeat number (from 1), in order. Repeats that are missing are just not there.
+# The repeat number has two digits at most: it sizes arrays, so a stray file name must not make it huge. Both
+# separators: test1_9.mni.nii.gz of subject 1 has a dot where the others have an underscore.
+_ENDINGS = {"cifti": r"[_.]Atlas\.dtseries\.nii", "mni": r"[_.]mni\.nii(?:\.gz)?"}
+
+
+def dataset_folder(root: Path) -> Path:
+    """The folder ``video_fmri_dataset`` in ROOT, whether it is there yet or not; or ROOT, if that is what it is."""
+    return Path(root) if (Path(root) / "stimuli").is_dir() else Path(root) / FOLDER
+
+
+def wanted(subjects: set[int], files: str):
+    """Which members of the zips a run needs: films, and the scans of one kind of some subjects."""
+    scan = re.compile(rf"subject(\d+)/fmri/[^/]+/{files}/[^/]+\.nii(?:\.gz)?")
+
+    def is_wanted(path: PurePosixPath) -> bool:
+        if path.parts[0] == "stimuli":
+            return len(path.parts) == 2 and path.suffix == ".mp4"
+        match = scan.fullmatch(str(path))
+        return match is not None and int(match[1]) in subjects
+
+    return is_wanted
+
+
+def find_runs(root: Path, subject: int, segment: str, files: str = "cifti") -> tuple[dict[int, Path], list[str]]:
+    """The scans of one segment by repeat number (from 1), in order, and a sentence for every odd file name.
+
+    Repeats that are missing are just not there.
 
     Raises
     ------
     DataError
-        The segment has no folder of scans; the message lists the segments that the subject has.
+        The segment has no folder of scans (the message lists the segments that the subject has), or two files claim
+        to be the same repeat.
     """
     fmri = Path(root) / f"subject{subject}" / "fmri"
-    folder = fmri / segment / "cifti"
+    folder = fmri / segment / files
     if not folder.is_dir():
         found = sorted(p.name for p in fmri.iterdir() if p.is_dir()) if fmri.is_dir() else []
         raise DataError(
             f"{folder}: no such folder; expected the scans of segment {segment!r} of subject {subject}; "
             f"segments found under {fmri}: {', '.join(found) or 'none'}"
         )
-    # Two digits at most: the repeat number sizes arrays, so a stray file name must not make it huge.
-    pattern = re.compile(rf"{re.escape(segment)}_([1-9]\d?)_Atlas\.dtseries\.nii")
-    matches = ((pattern.fullmatch(path.name), path) for path in folder.iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+    pattern = re.compile(rf"{re.escape(segment)}_([1-9]\d?){_ENDINGS[files]}")
+    usual = {"cifti": "_Atlas.dtseries.nii", "mni": "_mni.nii.gz"}[files]
+    runs: dict[int, Path] = {}
+    odd = []
+    for path in sorted(folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith("."):
+                odd.append(f"{path}: not read; expected {segment}_REPEAT{usual}")
+            continue
+        repeat = int(match[1])
+        if repeat in runs:
+            raise DataError(f"{path}: repeat {repeat} of {segment} is {runs[repeat].name}, too; expected one file each")
+        if path.name != f"{segment}_{repeat}{usual}":
+            odd.append(f"{path}: misnamed; read as repeat {repeat} of {segment} (expected {segment}_{repeat}{usual})")
+        runs[repeat] = path
+    return dict(sorted(runs.items())), odd
 
 
 def film_path(root: Path, segment: str) -> Path:

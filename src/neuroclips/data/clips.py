@@ -37,6 +37,18 @@ def neighbour(
     return found
 
 
+def shifted(segment: Int[np.ndarray, " B"], shift: int) -> Int[np.ndarray, " B"]:
+    """Index of the row ``shift`` rows after each one, in the same segment, or -1. Rows are in order of time.
+
+    >>> shifted(np.array([0, 0, 0, 1]), 1).tolist()
+    [1, 2, -1, -1]
+    """
+    rows = np.arange(len(segment)) + shift
+    inside = (rows >= 0) & (rows < len(segment))
+    inside[inside] = segment[rows[inside]] == segment[inside]
+    return np.where(inside, rows, -1)
+
+
 @dataclass(frozen=True)
 class Clips:
     """Brain activity and film of the clips of one split, one clip per TR. Arrays may be memory-mapped.
@@ -50,6 +62,7 @@ class Clips:
     onset : (B,) start of the clip within its segment's film, seconds.
     scene : (B,) scene number, unique over all segments; consecutive clips between two cuts share one.
     reliability : (V,) correlation between repeats, measured on the training segments only.
+    lags : volumes after each clip's own that decoders see with it, ascending from 0 (``data.delay_trs``).
     """
 
     split: ClassVar[str] = "any"
@@ -63,6 +76,7 @@ class Clips:
     segments: tuple[str, ...]
     reliability: Float32[np.ndarray, " V"]
     t_r: float = T_R
+    lags: tuple[int, ...] = (0,)
 
     def __len__(self) -> int:
         return len(self.onset)
@@ -110,6 +124,14 @@ class Clips:
             source = self.neighbour(shift)
             found[source >= 0, place] = own[source[source >= 0]]
         return found
+
+    def inputs(self, n_repeats: int | None = None, lags: tuple[int, ...] | None = None) -> Float32[np.ndarray, "B X"]:
+        """What decoders see of each clip: its responses at ``lags`` (by default its own), one after the other.
+
+        X = L V. A response beyond the end of a run is zero, the mean of every voxel.
+        """
+        chosen = lags or self.lags
+        return self.windows(n_repeats, after=chosen[-1])[:, list(chosen)].reshape(len(self), -1)
 
     def neighbour(self, shift: int) -> Int[np.ndarray, " B"]:
         """Index of the clip ``shift`` TRs after each clip, in the same segment, or -1."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -14,8 +17,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from neuroclips.artefacts import written_aside
+from neuroclips.data.timing import exact
 from neuroclips.errors import DataError
 from neuroclips.shapes import Int, UInt8
+
+_BEGINNING = Fraction(0)
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,13 @@ class FilmInfo:
     width: int
 
     @property
+    def length(self) -> Fraction:
+        """Seconds, exactly."""
+        return self.n_frames / self.fps
+
+    @property
     def seconds(self) -> float:
-        return float(self.n_frames / self.fps)
+        return float(self.length)
 
 
 @contextmanager
@@ -47,7 +58,7 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.
 
 
 def film_info(path: Path) -> FilmInfo:
-    """Read a film's timing from its packets, without decoding (0.1 s for 8 minutes).
+    """Read a film's timing from its packets, without decoding (0.1 s for 8 minutes; an unchanged file is read once).
 
     Raises
     ------
@@ -55,6 +66,15 @@ def film_info(path: Path) -> FilmInfo:
         Not a film, fewer than two frames, or a variable frame rate: some frame lies half a frame or more from where
         the constant rate puts it, so that "the frame at time t" would be another one.
     """
+    try:
+        about = Path(path).stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be decoded as a film ({error})") from error
+    return _film_info(Path(path), about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _film_info(path: Path, size: int, changed: int) -> FilmInfo:
     with _opened(path) as (container, stream):
         stamps = np.sort([p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard])
         n = len(stamps)
@@ -89,25 +109,29 @@ def count_trs(path: Path, info: FilmInfo, t_r: float) -> int:
     return n_trs
 
 
-def frame_indices(info: FilmInfo, n_trs: int, t_r: float, frames_per_clip: int) -> np.ndarray:
-    """Film frame shown at the time of each clip frame, (T, F): ``round(fps * t_r * (j + f / F))``, halves rounded up.
+def frame_indices(
+    info: FilmInfo, n_trs: int, t_r: float | int, frames_per_clip: int, start: Fraction = _BEGINNING
+) -> np.ndarray:
+    """Film frame shown at the time of each clip frame, (T, F): ``round(fps * (start + t_r * (j + f / F)))``, halves
+    rounded up.
 
     Exact: computed in fractions, so that 29.97 frames per second do not drift over a long film.
     """
-    step = info.fps * Fraction(t_r).limit_denominator(1_000_000) / frames_per_clip  # film frames per clip frame
-    n = n_trs * frames_per_clip
-    numbers = [(2 * k * step.numerator + step.denominator) // (2 * step.denominator) for k in range(n)]
-    return np.array(numbers).reshape(n_trs, frames_per_clip)
+    step = info.fps * exact(t_r) / frames_per_clip  # film frames per clip frame
+    first = info.fps * start + Fraction(1, 2)
+    numbers = [math.floor(first + k * step) for k in range(n_trs * frames_per_clip)]
+    return np.array(numbers, np.int64).reshape(n_trs, frames_per_clip)
 
 
 def read_clips(
-    path: Path, n_trs: int, t_r: float, frames_per_clip: int, size: int, out: np.ndarray | None = None
+    path: Path, n_trs: int, t_r: float | int, frames_per_clip: int, size: int, out: np.ndarray | None = None,
+    *, start: Fraction = _BEGINNING,
 ) -> UInt8[np.ndarray, "T F 3 H W"]:
-    """The clips of a film: frame f of clip j is the film at time ``t_r * (j + f / F)``, as RGB of ``size`` squared.
+    """The clips of a film: frame f of clip j is the film at ``start + t_r * (j + f / F)`` s, RGB of ``size`` squared.
 
-    The centre square of the picture is kept and brought to ``size`` by swscale's area averaging (antialiased). The film
-    is decoded once, in order, and only wanted frames are converted; memory does not grow with the film beyond the
-    result, which goes into ``out`` (may be memory-mapped) if given.
+    The centre square of the picture (as players show it: turned and stretched as the file says) is kept and brought to
+    ``size`` by swscale's area averaging (antialiased). The film is decoded once, in order, and only wanted frames are
+    converted; memory does not grow with the film beyond the result, which goes into ``out`` (may be memory-mapped).
 
     Raises
     ------
@@ -116,16 +140,16 @@ def read_clips(
         cannot be decoded.
     """
     path, info = Path(path), film_info(path)
-    if info.fps * Fraction(t_r).limit_denominator(1_000_000) < frames_per_clip:
+    if info.fps * exact(t_r) < frames_per_clip:
         raise DataError(
             f"{path}: {float(info.fps):.6g} frames per second; expected at least {frames_per_clip / t_r:.6g}, "
             f"for {frames_per_clip} different frames in each clip of {t_r:g} s"
         )
-    wanted = frame_indices(info, n_trs, t_r, frames_per_clip).ravel()
+    wanted = frame_indices(info, n_trs, t_r, frames_per_clip, start).ravel()
     if wanted[-1] >= info.n_frames:
         raise DataError(
             f"{path}: {info.n_frames} frames ({info.seconds:.3f} s); expected at least {wanted[-1] + 1}, "
-            f"for {n_trs} clips of {t_r:g} s"
+            f"for {n_trs} clips of {t_r:g} s" + (f" from {float(start):.3f} s on" if start else "")
         )
     shape = (n_trs, frames_per_clip, 3, size, size)
     clips = np.empty(shape, np.uint8) if out is None else out
@@ -138,9 +162,10 @@ def read_clips(
 def stream_frames(path: Path, wanted: Int[np.ndarray, " n"], size: int) -> Iterator[UInt8[np.ndarray, "3 size size"]]:
     """The frames with the ``wanted`` numbers, ascending (a number may recur), decoded in one pass: centre square,
     RGB. A film that ends before the last one is a DataError."""
-    numbers, square = iter(wanted), _Square(size)
+    numbers = iter(wanted)
     number = next(numbers)
     with _opened(path) as (container, stream):
+        square = _Square(size, stream.sample_aspect_ratio)
         for index, frame in enumerate(container.decode(stream)):
             if index < number:
                 continue
@@ -155,13 +180,23 @@ def stream_frames(path: Path, wanted: Int[np.ndarray, " n"], size: int) -> Itera
 
 
 class _Square:
-    """Centre square of a frame at ``size`` x ``size``, (3, H, W) uint8 RGB; keeps swscale's tables between frames."""
+    """Centre square of a frame at ``size`` x ``size``, (3, H, W) uint8 RGB; keeps swscale's tables between frames.
 
-    def __init__(self, size: int):
+    aspect : width of a pixel over its height, which anamorphic films (DVDs) do not have at 1.
+    """
+
+    def __init__(self, size: int, aspect: Fraction | None = None):
         self.size, self.colours, self.scaler = size, VideoReformatter(), VideoReformatter()
+        self.aspect = aspect or 1
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        picture: np.ndarray = self.colours.reformat(frame, format="rgb24").to_ndarray()  # (H, W, 3)
+        if self.aspect == 1:
+            shown = self.colours.reformat(frame, format="rgb24")
+        else:
+            shown = self.colours.reformat(frame, round(frame.width * self.aspect), format="rgb24", interpolation="AREA")
+        picture: np.ndarray = shown.to_ndarray()  # (H, W, 3)
+        if frame.rotation:  # in degrees, against the clock; phones film like this
+            picture = np.rot90(picture, round(frame.rotation / 90))
         height, width, _ = picture.shape
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
@@ -193,6 +228,18 @@ def scene_cuts(path: Path) -> list[float]:
     manager.add_detector(HashDetector())
     manager.detect_scenes(film, show_progress=False)
     return [start.get_seconds() for start, _ in manager.get_scene_list()[1:]]
+
+
+def cuts_between(frames: Iterable[UInt8[np.ndarray, "3 H W"]], fps: Fraction) -> list[float]:
+    """Seconds of the cuts in frames that were taken from a film ``fps`` times a second, by ``scene_cuts``.
+
+    Its detectors want half a second between cuts, in frames of usual film: every frame is shown several times.
+    """
+    times = max(1, round(24 / fps))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        write_video(path, (frame for frame in frames for _ in range(times)), (times * fps).limit_denominator(1001))
+        return scene_cuts(path)
 
 
 def write_video(

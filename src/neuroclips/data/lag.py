@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from neuroclips.shapes import Float, Float32, UInt8
+from neuroclips.data.clips import shifted
+from neuroclips.shapes import Float, Float32, Int, UInt8
 
 THUMBNAIL = 8  # pixels, square: layout and colour, the easiest things to decode
 # Judgement, not measurement: when to tell the user that another lag does better.
@@ -17,6 +20,25 @@ def thumbnails(frames: UInt8[np.ndarray, "B F 3 H W"]) -> Float32[np.ndarray, "B
     b, f, _, h, w = frames.shape
     blocks = frames.reshape(b, f, 3, THUMBNAIL, h // THUMBNAIL, THUMBNAIL, w // THUMBNAIL)
     return (blocks.mean(axis=(1, 4, 6), dtype=np.float32) / 255).reshape(b, -1)
+
+
+def row_lags(
+    fit: tuple[Float[np.ndarray, "N V"], Float[np.ndarray, "N D"], Int[np.ndarray, " N"]],
+    tried: tuple[Float[np.ndarray, "B V"], Float[np.ndarray, "B D"], Int[np.ndarray, " B"]],
+    shifts: Sequence[int],
+) -> Float[np.ndarray, " L"]:
+    """Decodability of each row's picture from the response ``shift`` rows later, for every shift.
+
+    ``fit`` and ``tried`` are responses, pictures and segment of each row (``lag_curve``). Rows are in order of time within their segment. Only rows that have a response at every shift are used, so that all
+    shifts are judged on the same clips.
+    """
+
+    def lagged(bold: np.ndarray, pictures: np.ndarray, segment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        source = np.stack([shifted(segment, shift) for shift in shifts])  # (L, B), -1 where there is none
+        rows = (source >= 0).all(axis=0)
+        return bold[source[:, rows]], pictures[rows]
+
+    return lag_curve(*lagged(*fit), *lagged(*tried))
 
 
 def lag_curve(

@@ -76,13 +76,14 @@ def aligned(source: VideoSource, n_frames: int, height: int, width: int) -> Vide
 
     def read(row: int) -> np.ndarray:
         video = source.read(row)[chosen]
-        return video if (height, width) == (h, w) else _resized(video, height, width)
+        return video if (height, width) == (h, w) else resized(video, height, width)
 
     shape = (len(source), n_frames, 3, height, width)
     return replace(source, shape=shape, read=read, alignment="; ".join(rules))
 
 
-def _resized(video: UInt8[np.ndarray, "F 3 H W"], height: int, width: int) -> UInt8[np.ndarray, "F 3 height width"]:
+def resized(video: UInt8[np.ndarray, "F 3 H W"], height: int, width: int) -> UInt8[np.ndarray, "F 3 height width"]:
+    """A video at another size: smaller by area averaging, larger by bicubic interpolation."""
     import cv2  # a third of a second that only this function should cost
 
     how = cv2.INTER_AREA if _shrinks(video.shape, height, width) else cv2.INTER_CUBIC

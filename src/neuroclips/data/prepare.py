@@ -1,34 +1,39 @@
-"""From a data set in the CC2017 layout to the arrays of three splits: the first stage of every run.
+"""From scans and films to the arrays of three splits: the first stages of every run.
 
-Two passes, one scan in memory at a time: the training scans tell which voxels answer the film reliably; then every
-scan is cleaned again, at these voxels only, and written beside its film's clips.
+    films        the clips of every film, and its scenes                          films/SPLIT.safetensors
+    reliability  the repeats of training scans, correlated at every voxel          reliability/repeats.safetensors
+    prepare      voxels selected; every scan cleaned at these voxels only          prepare/SPLIT.safetensors
+
+One scan or film is in memory at a time, and each one that is finished stands when a run is killed. A new selection
+reads no scan twice for its statistics, and leaves films, and what frozen networks see in them, alone.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from neuroclips.artefacts import ArrayWriter, read_arrays, write_arrays, write_json
-from neuroclips.data.bold import clean, read_run
-from neuroclips.data.cc2017 import N_CORTEX, TRAILING_SPARES
+from neuroclips.artefacts import GrowingArrays, read_arrays, write_arrays, write_json
+from neuroclips.data import lag
 from neuroclips.data.clips import Clips, TestClips, TrainingClips, ValidationClips
-from neuroclips.data.frames import read_clips, scene_cuts
-from neuroclips.data.lag import MARGIN, MEANINGFUL, lag_curve, thumbnails
+from neuroclips.data.rois import cortex_rois, mask_from_file, volume_rois
 from neuroclips.data.selection import FALLBACK, MINIMUM, Selection, repeat_correlation, select_voxels
-from neuroclips.data.splits import SPLITS, Segment, find_segment, find_splits
-from neuroclips.errors import ArtefactError
-from neuroclips.recipe import DataRecipe
+from neuroclips.data.source import CORTEX, SPLITS, ScanSource, Segment, Source
+from neuroclips.data.study import open_source
+from neuroclips.errors import ArtefactError, DataError
+from neuroclips.recipe import DataRecipe, SelectionRecipe
 from neuroclips.shapes import Bool, Float, Float32
 
 _LAG_SEGMENTS = 4  # training segments that the lag curve is fitted on: 32 minutes of CC2017 are plenty to see a peak
-_T_R_TOLERANCE = 0.001  # seconds by which a header may differ from the recipe unmentioned
+_DISAGREES = 0.4  # of the agreement of a segment's usual repeat, below which one is doubted
+_CLEAR = 0.05  # agreement below which no repeat is told from another
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -37,11 +42,14 @@ _Kind = TypeVar("_Kind", bound=Clips)
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared data of one subject, memory-mapped. Voxel arrays cover all 59,412 cortical vertices.
+    """The prepared data of one subject, memory-mapped. Voxel arrays cover the G voxels of the space: 59,412 cortical
+    vertices, the voxels of a brain mask, or those of a published tensor.
 
     wrong_subject : the test clips with the scans of somebody else who saw the same film, if the recipe asked for them.
-    mask : the voxels that the splits' ``bold`` holds, in vertex order.
+    mask : the voxels that the splits' ``bold`` holds, in order.
     p, t : of the selection test. reliability : mean correlation between training repeats.
+    delay_trs : volumes between a clip and the response paired with it.  lags : see ``Clips.lags``.
+    space : what voxels are, in words.
     """
 
     train: TrainingClips
@@ -53,14 +61,16 @@ class Prepared:
     reliability: Float32[np.ndarray, " G"]
     t_r: float
     delay_trs: int
+    lags: tuple[int, ...] = (0,)
+    space: str = CORTEX
     wrong_subject: TestClips | None = None
 
 
 def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Write ``train``, ``validation``, ``test`` and ``voxels`` (.safetensors) and ``segments.json`` into ``out``.
+    """All three stages, into ``films``, ``reliability`` and ``prepare`` of ``out``; ``load_clips(out / "prepare")``
+    opens the result.
 
-    ``progress(done, total, what)`` is called before each scan and film. Returns the summary for the stage's card:
-    what was found, left out and selected, and every doubt under ``warnings`` (which are logged, too).
+    ``progress(done, total, what)`` is called before each scan and film. Returns ``prepare_bold``'s summary.
 
     Raises
     ------
@@ -68,182 +78,268 @@ def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None
         Something on disk is not what the recipe or the layout says; the message names the file, what came and what
         was expected. Missing repeats and runs of a wrong length are not errors: they are left out and reported.
     """
-    out = Path(out)
-    splits = find_splits(Path(root), recipe)
-    others: tuple[Segment, ...] = ()
-    if recipe.wrong_subject is not None:
-        others = tuple(find_segment(Path(root), recipe.wrong_subject, s, "test", recipe.t_r) for s in recipe.test)
-    scans = {split: sum(len(s.runs) for s in splits[split]) for split in SPLITS}
-    films = sum(len(splits[split]) for split in SPLITS)
-    of_others = sum(len(segment.runs) for segment in others)
-    reader = _Reader(recipe.t_r, scans["train"] + sum(scans.values()) + films + 1 + of_others, progress)
-    for split in SPLITS:
-        for segment in splits[split]:
-            for reason in segment.excluded.values():
-                reader.warn(f"left out: {reason}")
-
-    selection = _select(reader, splits["train"], recipe)
-    described, first_scene = {}, 0
-    for split in SPLITS:
-        described[split] = _write_split(reader, splits[split], recipe, selection.mask, first_scene, out)
-        first_scene += sum(s["scenes"] for s in described[split]["segments"])
-    if others:
-        _write_other(reader, others, recipe, selection.mask, out / "wrong_subject.safetensors")
-    lags = _measure_lag(reader, splits, recipe, selection.mask, out)
-    voxels = asdict(selection)
-    fallback = voxels.pop("fallback")
-    write_arrays(out / "voxels.safetensors", voxels)
-    names = {split: [segment.name for segment in splits[split]] for split in SPLITS}
-    write_json(out / "segments.json", {"t_r": recipe.t_r, "delay_trs": recipe.delay_trs, "segments": names})
-    return {
-        "subject": recipe.subject,
-        "t_r": recipe.t_r,
-        "delay_trs": recipe.delay_trs,
-        "splits": described,
-        "selection": {
-            **recipe.selection.model_dump(),
-            "selected": int(selection.mask.sum()),
-            "of": N_CORTEX,
-            "fallback": fallback,
-            "median_reliability": float(np.median(selection.reliability[selection.mask])),
-        },
-        "lag_curve": lags,
-        "constant_voxels": reader.constant,
-        "warnings": reader.warnings,
-    }
+    out, source = Path(out), open_source(Path(root), recipe, progress)
+    prepare_films(source, recipe, out / "films", progress)
+    measure_reliability(source, out / "reliability", progress)
+    return prepare_bold(source, recipe, out / "films", out / "reliability", out / "prepare", progress)
 
 
-class _Reader:
-    """Reads and cleans scans, tells progress, and remembers what was odd about them."""
+class _Steps:
+    """Tells progress."""
 
-    def __init__(self, t_r: float, total: int, progress: Progress | None):
-        self.t_r, self.total, self.progress = t_r, total, progress
-        self.done = 0
-        self.warnings: list[str] = []
-        self.constant: dict[str, int] = {}  # file name -> voxels that never change in it
-        self.other_t_r = False
+    def __init__(self, total: int, progress: Progress | None):
+        self.total, self.progress, self.done = total, progress, 0
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-        log.warning(text)
-
-    def step(self, what: str) -> None:
+    def __call__(self, what: str) -> None:
         if self.progress:
             self.progress(self.done, self.total, what)
         self.done += 1
 
-    def volumes(self, segment: Segment, repeat: int) -> np.ndarray:
-        """All volumes of one scan, (T, 59412)."""
-        path = segment.runs[repeat]
-        run = read_run(path, segment.n_trs)
-        if (run.t_r is None or abs(run.t_r - self.t_r) > _T_R_TOLERANCE) and not self.other_t_r:
-            self.other_t_r = True  # said once: the other headers went through the same tools
-            stated = "no usable TR" if run.t_r is None else f"a TR of {run.t_r:g} s"
-            self.warn(f"{path}: its header states {stated}; the recipe's {self.t_r:g} s is used for all scans")
-        constant = int((run.values.max(axis=0) == run.values.min(axis=0)).sum())
-        if constant:
-            self.constant[path.name] = constant
-        return run.values
+
+def prepare_films(source: Source, recipe: DataRecipe, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the clips of every film, SPLIT.safetensors: frames (B, F, 3, H, W), segment, onset (s of the film) and
+    scene (numbered within each film). A finished film stands. Returns what was found in each film."""
+    f, size = recipe.frames_per_clip, recipe.frame_size
+    step = _Steps(sum(len(source.splits[split]) for split in SPLITS), progress)
+    found: dict[str, Any] = {}
+    for split in SPLITS:
+        segments = source.splits[split]
+        b = sum(segment.n_trs for segment in segments)
+        specs = {
+            "frames": ((b, f, 3, size, size), "U8"), "segment": ((b,), "I32"), "onset": ((b,), "F32"),
+            "scene": ((b,), "I32"),
+        }  # fmt: skip
+        films = GrowingArrays(Path(out) / f"{split}.safetensors", specs)
+        for number, (segment, rows) in enumerate(_placed(segments)):
+            step(f"film of {segment.name}")
+            if not films.has(segment.name):
+                with films.part(segment.name) as arrays:
+                    cuts = source.film(segment, f, size, arrays["frames"][rows])
+                    onset = float(segment.start) + source.t_r * np.arange(segment.n_trs)
+                    arrays["segment"][rows] = number
+                    arrays["onset"][rows] = onset
+                    arrays["scene"][rows] = scene_of(onset, source.t_r, cuts)
+        films.close()
+        scene = read_arrays(Path(out) / f"{split}.safetensors")["scene"]
+        for segment, rows in _placed(segments):
+            info = segment.info
+            found[segment.name] = {
+                "split": split, "clips": segment.n_trs, "scenes": int(scene[rows].max()) + 1,
+                "start": float(segment.start), "fps": float(info.fps), "frames": info.n_frames, "height": info.height,
+                "width": info.width,
+            }  # fmt: skip
+    return found
 
 
-def _select(reader: _Reader, segments: tuple[Segment, ...], recipe: DataRecipe) -> Selection:
-    """Pass 1, over training segments only: which voxels answer the film alike in every repeat."""
-
-    def repeats(segment: Segment):
-        for repeat in segment.runs:
-            reader.step(f"reliability: {segment.name}, repeat {repeat}")
-            yield clean(reader.volumes(segment, repeat), segment.n_trs, recipe.delay_trs)
-
-    r = np.stack([repeat_correlation(repeats(segment)) for segment in segments])
-    selection = select_voxels(r, recipe.selection)
-    if selection.fallback:
-        reader.warn(
-            f"fewer than {MINIMUM} of {N_CORTEX} voxels pass the selection (p < {recipe.selection.p:g}, Bonferroni, "
-            f"over {len(segments)} training segments); the {FALLBACK} of smallest p are used, significant or not. "
-            "Expect scores near chance, unless there are just too few segments for the test"
-        )
-    return selection
+def _placed(segments: Sequence[Segment]) -> list[tuple[Segment, slice]]:
+    """Segments, and the rows of their clips in the split's arrays."""
+    ends = np.cumsum([segment.n_trs for segment in segments]).tolist()
+    return [(segment, slice(end - segment.n_trs, end)) for segment, end in zip(segments, ends)]
 
 
-def _write_split(
-    reader: _Reader,
-    segments: tuple[Segment, ...],
-    recipe: DataRecipe,
-    mask: np.ndarray,
-    first_scene: int,
-    out: Path,
+def measure_reliability(source: Source, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Correlate the repeats of each training segment at every voxel: repeats.safetensors, ``r`` (S, G). The other
+    splits are not looked at: voxels are chosen on training scans alone."""
+    segments = source.splits["train"]
+    growing = GrowingArrays(Path(out) / "repeats.safetensors", {"r": ((len(segments), source.n_voxels), "F64")})
+    step = _Steps(sum(len(segment.runs) for segment in segments), progress)
+    for number, segment in enumerate(segments):
+        if growing.has(segment.name):
+            step.done += len(segment.runs)
+            continue
+
+        def repeats(segment: Segment = segment):
+            for repeat in segment.runs:
+                step(f"reliability: {segment.name}, repeat {repeat}")
+                yield source.responses(segment, repeat)
+
+        with growing.part(segment.name) as arrays:
+            arrays["r"][number] = repeat_correlation(repeats())
+    growing.close()
+    return {"segments": [segment.name for segment in segments], "voxels": source.n_voxels}
+
+
+def prepare_bold(
+    source: Source, recipe: DataRecipe, films: Path, reliability: Path, out: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Pass 2, one split: cleaned responses at the selected voxels, clips, scenes. Returns its description."""
-    split = segments[0].split
-    b = sum(segment.n_trs for segment in segments)
-    r = max(max(segment.runs) for segment in segments)
-    specs = {
-        "bold": ((b, r, int(mask.sum())), "F32"),
-        "present": ((b, r), "BOOL"),
-        "frames": ((b, recipe.frames_per_clip, 3, recipe.frame_size, recipe.frame_size), "U8"),
-        "segment": ((b,), "I32"),
-        "onset": ((b,), "F32"),
-        "scene": ((b,), "I32"),
+    """Select voxels, and write ``train``, ``validation``, ``test`` and ``voxels`` (.safetensors) and ``segments.json``.
+
+    Returns the summary for the stage's card: what was found, left out and selected, and every doubt under ``warnings``
+    (which are logged, too).
+    """
+    out = Path(out)
+    warnings = source.warnings
+    selection, asked = _select(source, recipe.selection, reliability, warnings)
+    scans = [segment for split in SPLITS for segment in source.splits[split]] + list(source.others)
+    step = _Steps(sum(len(segment.runs) for segment in scans) + 1, progress)
+    described = {}
+    for split in SPLITS:
+        segments = source.splits[split]
+        still = _write_bold(source, segments, selection.mask, out / f"{split}.safetensors", step, split)
+        described[split] = _describe_split(out / f"{split}.safetensors", films, segments, still, warnings)
+    if source.others:
+        what = f"subject {recipe.wrong_subject}"
+        _write_bold(source, source.others, selection.mask, out / "wrong_subject.safetensors", step, what)
+    voxels = asdict(selection)
+    fallback = voxels.pop("fallback")
+    write_arrays(out / "voxels.safetensors", voxels)
+    names = {split: [segment.name for segment in source.splits[split]] for split in SPLITS}
+    lags = [delay - source.delays[0] for delay in source.delays]
+    about = {"t_r": source.t_r, "delay_trs": source.delays[0], "lags": lags, "space": source.space, "segments": names}
+    write_json(out / "segments.json", about | {"films": os.path.relpath(films, out)})  # a run directory may be moved
+    step("lag curve")
+    curve = _measure_lag(source, load_clips(out), warnings)
+    for text in warnings:
+        log.warning(text)
+    return {
+        "subject": recipe.subject,
+        "layout": recipe.layout,
+        "space": source.space,
+        "t_r": source.t_r,
+        "delay_trs": source.delays[0],
+        "lags": lags,
+        "splits": described,
+        "selection": {
+            **recipe.selection.model_dump(mode="json"),
+            "selected": int(selection.mask.sum()),
+            "asked": int(asked.sum()),
+            "of": source.n_voxels,
+            "fallback": fallback,
+            "median_reliability": float(np.median(selection.reliability[selection.mask])),
+        },
+        "lag_curve": curve,
+        "constant_voxels": dict(source.constant),
+        "source": getattr(source, "about", {}),
+        "warnings": warnings,
     }
-    described, start = [], 0
-    with ArrayWriter(out / f"{split}.safetensors", specs) as arrays:
-        for number, segment in enumerate(segments):
-            rows = slice(start, start + segment.n_trs)
-            start += segment.n_trs
-            _write_runs(reader, split, segment, recipe, mask, arrays, rows)
-            reader.step(f"{split}: {segment.name}, film")
-            read_clips(
-                segment.film, segment.n_trs, recipe.t_r, recipe.frames_per_clip, recipe.frame_size,
-                out=arrays["frames"][rows],
-            )  # fmt: skip
-            onset = recipe.t_r * np.arange(segment.n_trs)
-            scene = scene_of(onset, recipe.t_r, scene_cuts(segment.film))
-            arrays["segment"][rows] = number
-            arrays["onset"][rows] = onset
-            arrays["scene"][rows] = first_scene + scene
-            first_scene += scene[-1] + 1
-            described.append(
-                {
-                    "name": segment.name,
-                    "clips": segment.n_trs,
-                    "repeats": list(segment.runs),
-                    "missing": [k for k in range(1, r + 1) if k not in segment.runs],
-                    "excluded": segment.excluded,
-                    "scenes": int(scene[-1]) + 1,
-                    "film": {
-                        "fps": float(segment.info.fps),
-                        "frames": segment.info.n_frames,
-                        "height": segment.info.height,
-                        "width": segment.info.width,
-                    },
-                }
+
+
+def _select(
+    source: Source, recipe: SelectionRecipe, reliability: Path, warnings: list[str]
+) -> tuple[Selection, Bool[np.ndarray, " G"]]:
+    """The voxels that answer the training film alike in every repeat, among those that anatomy allows."""
+    asked = np.ones(source.n_voxels, bool)
+    mask = source.mask if isinstance(source, ScanSource) else None
+    placed = isinstance(source, ScanSource)
+    if (recipe.rois or recipe.mask) and not placed:
+        raise DataError(f"selection.rois and selection.mask need to know where voxels are; this is a {source.space}")
+    if recipe.rois and mask is None:
+        asked &= cortex_rois(recipe.rois, recipe.hemisphere)
+    elif recipe.rois and mask is not None:
+        if recipe.atlas is None:
+            raise DataError(
+                f"selection.rois: {', '.join(recipe.rois)} in a volume; expected an atlas in selection.atlas"
             )
-    return {"clips": b, "repeats": r, "voxels": int(mask.sum()), "segments": described}
+        asked &= volume_rois(recipe.rois, recipe.atlas, recipe.atlas_labels, mask)
+    if recipe.mask is not None:
+        asked &= mask_from_file(recipe.mask, mask)
+    if not asked.any():
+        raise DataError(f"{recipe.mask}: none of its voxels is in {', '.join(recipe.rois)}; expected some in both")
+    r = np.asarray(read_arrays(Path(reliability) / "repeats.safetensors")["r"])
+    selection = select_voxels(r, recipe, asked)
+    if selection.fallback:
+        test = {"bonferroni": "Bonferroni", "fdr": "false discovery rate"}[recipe.method]
+        warnings.append(
+            f"fewer than {MINIMUM} of {asked.sum()} voxels pass the selection (p < {recipe.p:g}, {test}, "
+            f"over {len(r)} training segments); the {min(FALLBACK, selection.mask.sum())} of smallest p are used, "
+            "significant or not. Expect scores near chance, unless there are just too few segments for the test"
+        )
+    return selection, asked
 
 
-def _write_runs(
-    reader: _Reader, what: str, segment: Segment, recipe: DataRecipe, mask: np.ndarray,
-    arrays: dict[str, np.ndarray], rows: slice,
-) -> None:  # fmt: skip
-    """Every repeat of a segment, cleaned, at the selected voxels."""
-    for repeat in segment.runs:
-        reader.step(f"{what}: {segment.name}, repeat {repeat}")
-        selected = reader.volumes(segment, repeat)[:, mask]
-        arrays["bold"][rows, repeat - 1] = clean(selected, segment.n_trs, recipe.delay_trs)
-        arrays["present"][rows, repeat - 1] = True
-
-
-def _write_other(
-    reader: _Reader, segments: tuple[Segment, ...], recipe: DataRecipe, mask: np.ndarray, path: Path
-) -> None:
-    """The test scans of another subject at this one's voxels: same vertices, other brain."""
+def _write_bold(
+    source: Source, segments: Sequence[Segment], mask: np.ndarray, path: Path, step: _Steps, what: str
+) -> dict[str, dict[int, int]]:
+    """Every repeat of the segments, cleaned, at the selected voxels: bold (B, R, V), present (B, R), and how many of
+    the selected voxels never change in a run, ``still`` (segments, R)."""
     b, r = sum(segment.n_trs for segment in segments), max(max(segment.runs) for segment in segments)
-    start = 0
-    with ArrayWriter(path, {"bold": ((b, r, int(mask.sum())), "F32"), "present": ((b, r), "BOOL")}) as arrays:
-        for segment in segments:
-            rows = slice(start, start + segment.n_trs)
-            start += segment.n_trs
-            _write_runs(reader, f"subject {recipe.wrong_subject}", segment, recipe, mask, arrays, rows)
+    specs = {
+        "bold": ((b, r, int(mask.sum())), "F32"), "present": ((b, r), "BOOL"), "still": ((len(segments), r), "I32"),
+    }  # fmt: skip
+    growing = GrowingArrays(path, specs)
+    for number, (segment, rows) in enumerate(_placed(segments)):
+        for repeat in segment.runs:
+            step(f"{what}: {segment.name}, repeat {repeat}")
+            if growing.has(f"{segment.name}/{repeat}"):
+                continue
+            with growing.part(f"{segment.name}/{repeat}") as arrays:
+                found = source.responses(segment, repeat, mask)
+                arrays["bold"][rows, repeat - 1] = found
+                arrays["present"][rows, repeat - 1] = True
+                arrays["still"][number, repeat - 1] = int((~found.any(axis=0)).sum())
+    growing.close()
+    still = read_arrays(path)["still"]
+    return {s.name: {k: int(still[n, k - 1]) for k in s.runs} for n, s in enumerate(segments)}
+
+
+def _describe_split(
+    path: Path, films: Path, segments: Sequence[Segment], still: dict[str, dict[int, int]], warnings: list[str]
+) -> dict[str, Any]:
+    """The split for the card: every run with its agreement with the other repeats, scenes, effective n."""
+    arrays = read_arrays(path)
+    scene = np.asarray(read_arrays(Path(films) / path.name)["scene"])
+    described, sizes = [], list[np.ndarray]()
+    b, r = arrays["present"].shape
+    for segment, rows in _placed(segments):
+        agreement = _agreement(arrays["bold"][rows], list(segment.runs))
+        _doubt(segment, agreement, warnings)
+        sizes.append(np.bincount(scene[rows]))
+        described.append(
+            {
+                "name": segment.name,
+                "clips": segment.n_trs,
+                "repeats": list(segment.runs),
+                "missing": [k for k in range(1, r + 1) if k not in segment.runs],
+                "excluded": segment.excluded,
+                "scenes": len(sizes[-1]),
+                "film": {
+                    "file": segment.film.name, "start": float(segment.start), "fps": float(segment.info.fps),
+                    "frames": segment.info.n_frames, "height": segment.info.height, "width": segment.info.width,
+                },
+                "runs": [
+                    {
+                        "repeat": k, "file": scan.path.name, "volumes": scan.n_volumes, "first_volume": scan.first,
+                        "misfit": scan.misfit, "motion": scan.motion, "still_voxels": still[segment.name][k],
+                        "agreement": agreement.get(k),
+                    }
+                    for k, scan in segment.runs.items()
+                ],
+            }
+        )  # fmt: skip
+    n = np.concatenate(sizes)
+    return {
+        "clips": b, "repeats": r, "voxels": arrays["bold"].shape[2], "scenes": len(n),
+        "effective_n": float(n.sum() ** 2 / (n**2).sum()), "segments": described,
+    }  # fmt: skip
+
+
+def _agreement(bold: Float[np.ndarray, "T R V"], repeats: list[int]) -> dict[int, float]:
+    """Of each repeat: the median over voxels of its correlation with the mean of the others. Empty for a single one."""
+    if len(repeats) < 2:
+        return {}
+    total = np.sum([bold[:, k - 1] for k in repeats], axis=0)
+    found = {}
+    for k in repeats:
+        own = np.asarray(bold[:, k - 1])
+        others = total - own
+        norm = np.linalg.norm(own, axis=0) * np.linalg.norm(others - others.mean(axis=0), axis=0)
+        r = np.divide((own * others).sum(axis=0), norm, out=np.zeros_like(norm), where=norm > 0)
+        found[k] = round(float(np.median(r)), 4)
+    return found
+
+
+def _doubt(segment: Segment, agreement: dict[int, float], warnings: list[str]) -> None:
+    """Say which repeats of a segment are unlike the others; it takes three to tell."""
+    if len(agreement) < 3:
+        return
+    usual = float(np.median(list(agreement.values())))
+    for repeat, r in agreement.items():
+        if usual > _CLEAR and r < _DISAGREES * usual:
+            warnings.append(
+                f"{segment.runs[repeat].path.name}: repeat {repeat} of {segment.name} is unlike the others "
+                f"(correlation {r:.2f}, usually {usual:.2f}); look at it, or leave it out (data.exclude: "
+                f"[{segment.name}/{repeat}])"
+            )
 
 
 def scene_of(onset: Float[np.ndarray, " T"], t_r: float, cuts: list[float]) -> np.ndarray:
@@ -252,37 +348,29 @@ def scene_of(onset: Float[np.ndarray, " T"], t_r: float, cuts: list[float]) -> n
     return np.unique(scene, return_inverse=True)[1]  # scenes that no clip's middle falls into get no number
 
 
-def _measure_lag(
-    reader: _Reader, splits: dict[str, tuple[Segment, ...]], recipe: DataRecipe, mask: np.ndarray, out: Path
-) -> dict[str, Any]:
-    """Decodability at lags of 0 to 4 TRs, fitted on a few training segments and tried on the validation segments."""
-    reader.step("lag curve")
+def _measure_lag(source: Source, data: Prepared, warnings: list[str]) -> dict[str, Any]:
+    """Decodability at lags from 0 TRs to 2 beyond the delay (4 at least), fitted on a few training segments and tried
+    on the validation segments."""
+    delay = data.delay_trs
+    lags = list(range(max(4, delay + 2) + 1))
 
-    def parts(split: str, segments: tuple[Segment, ...]) -> tuple[np.ndarray, np.ndarray]:
-        lagged = []
-        for segment in segments:
-            runs = [reader.volumes(segment, repeat)[:, mask] for repeat in segment.runs]
-            lagged.append(
-                [
-                    np.mean([clean(run, segment.n_trs, lag) for run in runs], axis=0)
-                    for lag in range(TRAILING_SPARES + 1)
-                ]
-            )
-        n = sum(segment.n_trs for segment in segments)  # the segments are the first ones of their split
-        pictures = thumbnails(read_arrays(out / f"{split}.safetensors")["frames"][:n])
-        return np.concatenate(lagged, axis=1), pictures
+    def part(clips: Clips, n_segments: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = np.flatnonzero(np.asarray(clips.segment) < n_segments)
+        chosen = clips.take(rows)
+        return chosen.responses(), lag.thumbnails(chosen.frames), np.asarray(chosen.segment)
 
-    curve = lag_curve(*parts("train", splits["train"][:_LAG_SEGMENTS]), *parts("validation", splits["validation"]))
+    fit, tried = part(data.train, _LAG_SEGMENTS), part(data.validation, len(data.validation.segments))
+    curve = lag.row_lags(fit, tried, [k - delay for k in lags])
     best = int(curve.argmax())
-    if curve[best] > max(MEANINGFUL, curve[recipe.delay_trs] + MARGIN):
-        reader.warn(
+    if curve[best] > max(lag.MEANINGFUL, curve[delay] + lag.MARGIN):
+        warnings.append(
             f"responses decode the film best at a lag of {best} TRs (correlation {curve[best]:.3f}), not at "
-            f"data.delay_trs = {recipe.delay_trs} ({curve[recipe.delay_trs]:.3f})"
+            f"data.delay_trs = {delay} ({curve[delay]:.3f})"
         )
-    return {"lag_trs": list(range(len(curve))), "correlation": [float(c) for c in curve], "best": best}
+    return {"lag_trs": lags, "correlation": [float(c) for c in curve], "best": best}
 
 
-def load_clips(directory: Path) -> Prepared:
+def load_clips(directory: Path | str) -> Prepared:
     """Open what ``prepare`` wrote, memory-mapped: nothing is read until it is indexed.
 
     Raises
@@ -294,27 +382,32 @@ def load_clips(directory: Path) -> Prepared:
     voxels = read_arrays(directory / "voxels.safetensors")
     _expect_names(directory / "voxels.safetensors", voxels, {"mask", "p", "t", "reliability"})
     for name, array in voxels.items():
-        if array.shape != (N_CORTEX,):
+        if array.shape != voxels["mask"].shape or array.ndim != 1:
             raise ArtefactError(
-                f"{directory / 'voxels.safetensors'}: {name} has shape {array.shape}; expected ({N_CORTEX},)"
+                f"{directory / 'voxels.safetensors'}: {name} has shape {array.shape} and mask {voxels['mask'].shape}; "
+                "expected one length"
             )
     try:
         about = json.loads((directory / "segments.json").read_text())
-        t_r, delay_trs = float(about["t_r"]), int(about["delay_trs"])
+        t_r, delay_trs, space = float(about["t_r"]), int(about["delay_trs"]), str(about["space"])
+        lags, films = tuple(int(k) for k in about["lags"]), directory / about["films"]
         names = {split: tuple(about["segments"][split]) for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{directory / 'segments.json'}: cannot be read as segment names ({error!r})") from error
     reliability = np.asarray(voxels["reliability"][voxels["mask"]])
+    first_scene = 0
 
     def split(kind: type[_Kind]) -> _Kind:
-        path = directory / f"{kind.split}.safetensors"
-        return _load_split(path, kind, names[kind.split], reliability, t_r)
+        nonlocal first_scene
+        clips = _load_split(directory, films, kind, names[kind.split], reliability, t_r, lags, first_scene)
+        first_scene += len(np.unique(clips.scene))
+        return clips
 
     train, validation, test = split(TrainingClips), split(ValidationClips), split(TestClips)
     other, wrong = directory / "wrong_subject.safetensors", None
     if other.exists():
         arrays = read_arrays(other)
-        _expect_names(other, arrays, {"bold", "present"})
+        _expect_names(other, arrays, {"bold", "present", "still"})
         wrong = replace(test, bold=arrays["bold"], present=arrays["present"])
         if wrong.bold.shape[::2] != test.bold.shape[::2] or wrong.present.shape != wrong.bold.shape[:2]:
             raise ArtefactError(f"{other}: bold has shape {wrong.bold.shape}; the test clips' is {test.bold.shape}")
@@ -329,27 +422,41 @@ def load_clips(directory: Path) -> Prepared:
         reliability=voxels["reliability"],
         t_r=t_r,
         delay_trs=delay_trs,
+        lags=lags,
+        space=space,
     )
 
 
-def _load_split(path: Path, kind: type[_Kind], segments: tuple[str, ...], reliability: np.ndarray, t_r: float) -> _Kind:
-    arrays = read_arrays(path)
-    _expect_names(path, arrays, {"bold", "present", "frames", "segment", "onset", "scene"})
-    shapes = {name: array.shape for name, array in arrays.items()}
-    b, r = shapes["bold"][:2]
+def _load_split(
+    directory: Path, films: Path, kind: type[_Kind], segments: tuple[str, ...], reliability: np.ndarray, t_r: float,
+    lags: tuple[int, ...], first_scene: int,
+) -> _Kind:  # fmt: skip
+    path, film = directory / f"{kind.split}.safetensors", films / f"{kind.split}.safetensors"
+    arrays, shown = read_arrays(path), read_arrays(film)
+    _expect_names(path, arrays, {"bold", "present", "still"})
+    _expect_names(film, shown, {"frames", "segment", "onset", "scene"})
+    b, r = arrays["bold"].shape[:2]
     expected = {"bold": (b, r, len(reliability)), "present": (b, r), "segment": (b,), "onset": (b,), "scene": (b,)}
-    for name, shape in {**expected, "frames": (b, *shapes["frames"][1:])}.items():
-        if shapes[name] != shape:
+    for name, shape in {**expected, "frames": (b, *shown["frames"].shape[1:])}.items():
+        where, array = (film, shown[name]) if name in shown else (path, arrays[name])
+        if array.shape != shape:
             raise ArtefactError(
-                f"{path}: {name} has shape {shapes[name]}; expected {shape}, for {b} clips, {r} repeats and "
+                f"{where}: {name} has shape {array.shape}; expected {shape}, for {b} clips, {r} repeats and "
                 f"{len(reliability)} selected voxels"
             )
-    if b and not 0 <= arrays["segment"].min() <= arrays["segment"].max() < len(segments):
+    segment, scene = np.asarray(shown["segment"]), np.asarray(shown["scene"])
+    if b and not 0 <= segment.min() <= segment.max() < len(segments):
         raise ArtefactError(
-            f"{path}: segment numbers {arrays['segment'].min()} to {arrays['segment'].max()}; expected 0 to "
-            f"{len(segments) - 1}, for {', '.join(segments)}"
+            f"{film}: segment numbers {segment.min()} to {segment.max()}; expected 0 to {len(segments) - 1}, for "
+            f"{', '.join(segments)}"
         )
-    return kind(**arrays, segments=segments, reliability=reliability, t_r=t_r)
+    # Scenes are numbered within each film on disk, and over all films in memory.
+    _, unique = np.unique(np.stack([segment, scene]), axis=1, return_inverse=True)
+    return kind(
+        bold=arrays["bold"], present=arrays["present"], frames=shown["frames"], segment=segment, onset=shown["onset"],
+        scene=(first_scene + unique.ravel()).astype(np.int32), segments=segments, reliability=reliability, t_r=t_r,
+        lags=lags,
+    )  # fmt: skip
 
 
 def _expect_names(path: Path, arrays: dict[str, np.ndarray], names: set[str]) -> None:

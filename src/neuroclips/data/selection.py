@@ -1,7 +1,8 @@
 """Which voxels answer the film the same way twice (method of Wen et al. 2018, on the training segments alone).
 
 Per training segment, the correlation between its repeats; Fisher's z; a one-sample t-test of the segments' z against
-zero at every voxel; Bonferroni over all cortical voxels, or simply the voxels with the smallest p.
+zero at every voxel; then Bonferroni or Benjamini-Hochberg over the voxels that are asked, or simply those with the
+smallest p. Areas and mask files say which voxels are asked; t and p are kept for all.
 """
 
 from __future__ import annotations
@@ -79,28 +80,43 @@ def t_test(z: Float[np.ndarray, "S V"], sides: int) -> tuple[Float[np.ndarray, "
     return t, p
 
 
-def select_voxels(r: Float[np.ndarray, "S V"], recipe: SelectionRecipe) -> Selection:
-    """Select voxels from the repeat correlations of S training segments.
+def select_voxels(
+    r: Float[np.ndarray, "S V"], recipe: SelectionRecipe, asked: Bool[np.ndarray, " V"] | None = None
+) -> Selection:
+    """Select voxels from the repeat correlations of S training segments; ``asked`` are the candidates (default: all).
 
-    Raises DataError when no voxel varies, when there are fewer than 2 segments, or when ``top`` asks for more voxels
-    than vary.
+    Raises DataError when no candidate varies, when there are fewer than 2 segments, or when ``top`` asks for more
+    voxels than vary.
     """
     t, p = t_test(fisher_z(r), recipe.sides)
-    varies = np.any(r != 0, axis=0)
+    asked = np.ones(len(p), bool) if asked is None else asked
+    varies = np.any(r != 0, axis=0) & asked
     if not varies.any():
-        raise DataError(f"none of {len(varies)} voxels varies over time in both repeats; nothing to select")
+        raise DataError(f"none of {asked.sum()} voxels varies over time in both repeats; nothing to select")
     fallback = False
-    if recipe.method == "top":
+    if recipe.method == "all":
+        mask = varies
+    elif recipe.method == "top":
         if recipe.top > varies.sum():
-            raise DataError(f"selection.top is {recipe.top}; only {varies.sum()} of {len(varies)} voxels vary")
+            raise DataError(f"selection.top is {recipe.top}; only {varies.sum()} of {asked.sum()} voxels vary")
         mask = _smallest_p(t, varies, recipe.sides, recipe.top)
     else:
-        mask = varies & (p < recipe.p / len(p))
-        fallback = bool(mask.sum() < MINIMUM)
+        mask = varies & (_adjusted(p, asked, recipe.method) < recipe.p)
+        fallback = bool(mask.sum() < min(MINIMUM, varies.sum()))
         if fallback:
             mask = _smallest_p(t, varies, recipe.sides, FALLBACK)
     # p keeps double precision: the best voxels' p underflow in single.
     return Selection(mask, t.astype(np.float32), p, r.mean(axis=0).astype(np.float32), fallback)
+
+
+def _adjusted(p: np.ndarray, asked: np.ndarray, method: str) -> np.ndarray:
+    """p corrected for the number of voxels asked: to be held against the error rate. 1 for those not asked."""
+    adjusted = np.ones(len(p))
+    if method == "fdr":
+        adjusted[asked] = stats.false_discovery_control(p[asked], method="bh")
+    else:
+        adjusted[asked] = np.minimum(p[asked] * asked.sum(), 1)
+    return adjusted
 
 
 def _smallest_p(t: np.ndarray, varies: np.ndarray, sides: int, count: int) -> np.ndarray:

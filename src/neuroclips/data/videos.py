@@ -12,10 +12,8 @@ without running anything in them: a pickle that holds more than a tensor is refu
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ import numpy as np
 
 from neuroclips.artefacts import read_arrays
 from neuroclips.data.frames import read_video
+from neuroclips.data.tensors import is_mappable, read_tensor
 from neuroclips.errors import DataError, NeuroClipsError
 from neuroclips.shapes import Int, UInt8
 
@@ -48,7 +47,6 @@ _EXPECTED = (
 )
 _TO_FCHW = {"BFCHW": (0, 1, 2, 3), "BCFHW": (1, 0, 2, 3), "BFHWC": (0, 3, 1, 2)}  # of one clip, without B
 _TOLERANCE = 1e-3  # of the range of values
-_WHOLE_BYTES = 2 * 1024**3  # the largest file that is read into memory, where it cannot be mapped
 _THREADS = 4
 
 
@@ -369,7 +367,7 @@ def _open_arrays(path: Path, files: list[Path], layout: Layout) -> VideoSource:
         raise DataError(f"{files[0]}: an array of shape {first.shape}; expected at least one clip")
     axes = _axes(files[0], first.shape[-4:], layout)
     names = _names(path, files) if single else [f"{row:04d}" for row in range(len(first))]
-    whole, notes = None if _mappable(files[0]) else first, list[str]()
+    whole, notes = None if is_mappable(files[0]) else first, list[str]()
     if whole is not None:
         notes.append(f"{path}: PyTorch's old format, which is read into memory as a whole")
 
@@ -407,33 +405,7 @@ def _read_array(path: Path) -> np.ndarray:
             if "videos" not in arrays and len(arrays) != 1:
                 raise DataError(f"{path}: holds the arrays {', '.join(few(list(arrays)))}; expected one, or 'videos'")
             return arrays.get("videos", next(iter(arrays.values())))
-        return _read_tensor(path)
-
-
-def _mappable(path: Path) -> bool:
-    """All arrays are, but tensors in the format of before PyTorch 1.6."""
-    return path.suffix.lower() not in {".pt", ".pth"} or zipfile.is_zipfile(path)
-
-
-def _read_tensor(path: Path) -> np.ndarray:
-    import torch
-
-    if not _mappable(path) and path.stat().st_size > _WHOLE_BYTES:
-        raise DataError(
-            f"{path}: {path.stat().st_size / 1e9:.1f} GB in PyTorch's old format, which cannot be read in parts; "
-            "save it again with torch.save(torch.load(OLD, weights_only=True), NEW)"
-        )
-    try:
-        tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{path}: not a plain tensor but objects that may run code when loaded, or damaged; it was not loaded; "
-            "expected what torch.save(tensor, FILE) writes"
-        ) from error
-    if not isinstance(tensor, torch.Tensor):
-        held = f" with the keys {', '.join(few(list(tensor)))}" if isinstance(tensor, dict) else ""
-        raise DataError(f"{path}: holds a {type(tensor).__name__}{held}; expected one tensor")
-    return tensor.detach().numpy()
+        return read_tensor(path)
 
 
 def _axes(path: Path, shape: Sequence[int], layout: Layout) -> tuple[int, int, int, int]:

@@ -84,7 +84,7 @@ class RidgeDecoder:
         refuse_test_clips(train, validation)
         if len(targets) != len(train):
             raise DataError(f"ridge was given {len(train)} clips and {len(targets)} targets; expected as many")
-        x = train.responses()
+        x = train.inputs()
         y = np.asarray(targets, np.float32).reshape(len(targets), -1)
         self.shape_ = targets.shape[1:]
         self.x_mean_, self.y_mean_ = x.mean(axis=0), y.mean(axis=0)
@@ -95,7 +95,7 @@ class RidgeDecoder:
         return self
 
     def predict(self, responses: Float32[np.ndarray, "B V"]) -> Float32[np.ndarray, "B ..."]:
-        """Targets of clips with ``responses`` at unit variance (``Clips.responses``)."""
+        """Targets of clips with ``responses`` at unit variance (``Clips.inputs``)."""
         if responses.shape[1] != self.x_.shape[1]:
             raise DataError(f"responses have {responses.shape[1]} voxels; the decoder was fitted on {self.x_.shape[1]}")
         kernel = (responses - self.x_mean_) @ self.x_.T / self.x_.shape[1]
@@ -150,7 +150,7 @@ class RidgeDecoders:
 
     def inputs(self, clips: Clips, n_repeats: int | None = None) -> Float32[np.ndarray, "B X"]:
         """``Clips.responses``."""
-        return clips.responses(n_repeats)
+        return clips.inputs(n_repeats)
 
     def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str]) -> Decoded:
         return Decoded(self.perception.predict(inputs), self.semantics.predict(inputs))

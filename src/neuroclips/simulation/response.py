@@ -71,8 +71,13 @@ def response_function(t: np.ndarray, latency: float = 0.0) -> np.ndarray:
     return (rise - fall / 6) / stretch
 
 
-def response_matrix(n_steps: int, n_volumes: int, lead: int, t_r: float, latency: float) -> Float32[np.ndarray, "T N"]:
-    """How step n of a film drives volume v. The film starts at volume ``lead``; volumes are sampled at their middle."""
+def response_matrix(
+    n_steps: int, n_volumes: int, lead: float | int, t_r: float | int, latency: float
+) -> Float32[np.ndarray, "T N"]:
+    """How step n of a film drives volume v. Volumes are sampled at their middle.
+
+    The film starts ``lead`` volumes after the first volume does; a fraction means that it starts within a volume.
+    """
     volumes = (np.arange(n_volumes) - lead + 0.5) * t_r
     steps = (np.arange(n_steps) + 0.5) * STEP
     return (STEP * response_function(volumes[:, None] - steps, latency)).astype(np.float32)
@@ -155,7 +160,7 @@ def meaning_weights(
 
 
 def components(
-    features: Features, tuning: Tuning, *, n_volumes: int, lead: int, t_r: float
+    features: Features, tuning: Tuning, *, n_volumes: int, lead: float | int, t_r: float | int
 ) -> Float32[np.ndarray, "4 T V"]:
     """The four ``COMPONENTS`` of the noise-free response, each in its own units."""
     n_steps = len(features.motion)
@@ -173,9 +178,11 @@ def components(
     return out
 
 
-def gram(parts: Float32[np.ndarray, "4 T V"], n_trs: int, delay_trs: int = 2) -> Float[np.ndarray, "V 4 4"]:
+def gram(
+    parts: Float32[np.ndarray, "4 T V"], n_trs: int, delay_trs: int = 2, order: int = 4
+) -> Float[np.ndarray, "V 4 4"]:
     """Products of components over a run's film, after the detrending that every decoder's input goes through."""
-    clean = np.stack([detrend(crop(part, n_trs, delay_trs)) for part in parts])
+    clean = np.stack([detrend(crop(part, n_trs, delay_trs), order) for part in parts])
     return np.einsum("itv,jtv->vij", clean, clean, dtype=np.float64)
 
 

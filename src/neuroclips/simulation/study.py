@@ -59,7 +59,7 @@ def simulate_study(
             table.to_parquet(aside)
         about = {"films": f"picture-book world, {len(table)} scenes", "credits": ATTRIBUTION}
     paths = {name: stimuli / f"{name}.mp4" for name in write}
-    _in_parallel({name: partial(write[name], path) for name, path in paths.items() if not path.exists()}, progress)
+    in_parallel({name: partial(write[name], path) for name, path in paths.items() if not path.exists()}, progress)
     scan = partial(
         simulate_subject, paths, out / "video_fmri_dataset", scene_truth=tables, seed=seed, progress=progress
     )
@@ -69,7 +69,7 @@ def simulate_study(
     return about | scan(truth_dir=truth, recipe=brain)
 
 
-def _in_parallel(jobs: dict[str, Callable[[], Any]], progress: Progress | None) -> None:
+def in_parallel(jobs: dict[str, Callable[[], Any]], progress: Progress | None) -> None:
     """Do jobs in as many processes as there are cores (eight at most)."""
     context = multiprocessing.get_context("spawn")  # forking after threads have started can hang
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context, initializer=_end_with_parent) as pool:

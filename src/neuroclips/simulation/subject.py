@@ -97,7 +97,7 @@ def simulate_subject(
         )
     sizes = {name: count_trs(path, film_info(path), T_R) for name, path in films.items()}
     if made is None:
-        with _workers() as pool:
+        with workers() as pool:
             _make_truth(films, sizes, truth_dir, scene_truth, recipe, seed, pool, tell)
         write_json(truth_dir / "subject.json", settings | {"key": key})
 
@@ -125,14 +125,14 @@ def simulate_subject(
         return f"{segment} repeat {repeat}"
 
     scanner.smoothing_scale(), scanner.grayordinates()  # cached before threads ask for them
-    with _workers() as pool:
+    with workers() as pool:
         for done, what in enumerate(pool.map(scan, runs), start=1):
             tell(done, len(runs), what)
     return summary(truth_dir) | {"runs": len(runs), "meaning": settings["meaning"]}
 
 
 @contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
+def workers() -> Iterator[ThreadPoolExecutor]:
     """Threads for films and runs, each with one BLAS thread: more of those contend, which doubled processor time."""
     with threadpool_limits(1), ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         yield pool

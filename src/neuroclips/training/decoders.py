@@ -88,8 +88,9 @@ class NeuralDecoders:
         self.seed, self.device, self.checkpoints, self.progress = seed, device, checkpoints, progress
 
     def inputs(self, clips: Clips, n_repeats: int | None = None) -> Float32[np.ndarray, "B X"]:
-        """The clip's own volume and the next of its run, one after the other: X = 2 V."""
-        return clips.windows(n_repeats, after=VOLUMES - 1).reshape(len(clips), -1)
+        """The clip's own volume and the next of its run, one after the other: X = 2 V. Where the recipe names several
+        delays, the volumes of these."""
+        return clips.inputs(n_repeats, clips.lags if len(clips.lags) > 1 else tuple(range(VOLUMES)))
 
     def fit(
         self,
