@@ -348,4 +348,5 @@ def main() -> None:
     try:
         app()
     except (NeuroClipsError, OSError) as error:
-        sys.exit(f"error: {error}")
+        # Libraries' own reasons, which messages quote, may have several lines.
+        sys.exit(f"error: {' '.join(line.strip() for line in str(error).splitlines())}")

@@ -29,7 +29,8 @@ from neuroclips.errors import ArtefactError
 from neuroclips.recipe import Recipe
 
 PACKAGES = ("neuroclips", "numpy", "torch", "diffusers", "transformers", "himalaya", "nibabel", "av")
-SHOWN = {"evaluate": "scores.json", "report": "report.html"}  # copied to the top of the run directory, for people
+# Copied to the top of the run directory, for people.
+SHOWN = {"prepare": "data.html", "evaluate": "scores.json", "report": "report.html"}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import Reconstructor
-from neuroclips.report.from_run import report_data
+from neuroclips.report.from_run import data_page, report_data
 from neuroclips.report.page import write_report
 from neuroclips.targets import write_targets
 from neuroclips.training.decoders import NeuralDecoders, resolve_decoders
@@ -114,10 +114,12 @@ def reliability(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
 
 
 def prepare(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Voxels selected, and every scan cleaned at these voxels."""
+    """Voxels selected, and every scan cleaned at these voxels; ``data.html`` is the page of what was found."""
     with progress_bar(console) as report:
         source = _source(run, recipe)
-        return data.prepare_bold(source, recipe.data, run / "films", run / "reliability", own, report)
+        summary = data.prepare_bold(source, recipe.data, run / "films", run / "reliability", own, report)
+    write_report(own / "data.html", data_page(run, recipe, summary))
+    return summary
 
 
 def weights_hashes(recipe: Recipe) -> dict[str, str]:
@@ -138,7 +140,9 @@ def targets(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str,
 
 def load_targets(run: Path, split: str) -> Targets:
     """What the stage ``targets`` computed for a split."""
-    return Targets(**read_arrays(run / "targets" / f"{split}.safetensors"))
+    folder = run / "targets"
+    text = read_arrays(folder / "text.safetensors")[split] if (folder / "text.safetensors").exists() else None
+    return Targets(**read_arrays(folder / f"{split}.safetensors"), text=text)
 
 
 def decoder_weights(recipe: Recipe) -> dict[str, str]:

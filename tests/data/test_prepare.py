@@ -1,5 +1,6 @@
 """The preparation stage from CIFTI and MP4 to memory-mapped splits, with planted voxels and a planted delay."""
 
+import itertools
 import json
 import os
 import re
@@ -136,7 +137,7 @@ def make_colours(root):
 def test_progress_covers_the_work(prepared):
     calls = prepared[2]
     starts = [i for i, call in enumerate(calls) if call[0] == 0] + [len(calls)]
-    stages = [calls[start:end] for start, end in zip(starts, starts[1:])]
+    stages = [calls[start:end] for start, end in itertools.pairwise(starts)]
     assert [stage[0][2] for stage in stages] == ["film of seg1", "reliability: seg1, repeat 1", "train: seg1, repeat 1"]
     for stage in stages:
         assert [call[0] for call in stage] == list(range(stage[0][1]))

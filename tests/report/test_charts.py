@@ -39,6 +39,13 @@ def test_line_chart_places_points_between_the_axes():
     assert chart["levels"][0]["y"] == pytest.approx((12 + HEIGHT - BOTTOM) / 2)
 
 
+def test_marks_stand_at_their_x_and_widen_the_axis():
+    chart = line_chart(Curve("t", "x", "y", [Series("a", [0, 1, 2], [0.0, 0.5, 1.0])], marks={"used": [1, 4]}))
+    (mark,) = chart["marks"]
+    assert mark == {"name": "used", "xs": [chart["lines"][0]["dots"][1][0], WIDTH - RIGHT]}
+    assert [text for _, text in chart["x_ticks"]] == ["0", "1", "2", "4"]
+
+
 def test_an_empty_curve_still_draws_its_axes():
     assert line_chart(Curve("t", "x", "y", [Series("a", [], [])]))["lines"][0]["points"] == ""
 

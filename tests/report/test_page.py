@@ -13,6 +13,8 @@ import pytest
 from neuroclips.errors import DataError
 from neuroclips.evaluation.table import Score
 from neuroclips.report.charts import Curve, Series, VoxelSummary
+from neuroclips.report.data_card import DataCard
+from neuroclips.report.film import encode_jpeg
 from neuroclips.report.page import (
     Credit,
     Exhibit,
@@ -81,6 +83,20 @@ def score(**changes):
     return Score(**(row | changes))
 
 
+def hostile_data(curve):
+    split = {"name": EVIL, "segments": 2, "minutes": 1.0, "clips": 30, "repeats": EVIL, "used": 1, "left_out": 1,
+             "scenes": 3, "effective_n": 2.5, "dots": [{"x": 5.0, "odd": True, "title": EVIL}]}  # fmt: skip
+    run = {"split": EVIL, "segment": EVIL, "repeat": EVIL, "file": EVIL, "volumes": 35, "first_volume": 1,
+           "agreement": 0.5, "x": 50.0, "motion": {"mean_fd_mm": 0.1, "max_fd_mm": 0.3}, "misfit": 0.1, "still": 2,
+           "reason": "", "warnings": [1]}  # fmt: skip
+    jpeg = base64.b64encode(encode_jpeg(np.zeros((3, 8, 40), np.uint8))).decode()
+    area = {"name": EVIL, "areas": EVIL, "voxels": 9, "reliability": 0.2, "selected": 3}
+    voxels = VoxelSummary(3, 9, np.array([0, 0.5, 1.0]), np.array([6, 3]), np.array([0, 3]))
+    films = [{"name": EVIL, "segments": 2, "strips": [{"name": EVIL, "text": EVIL, "jpeg": jpeg}]}]
+    return DataCard([EVIL], voxels, [curve], [split], (0.0, 1.0), films, [run, run | {"reason": EVIL}] * 20, [area],
+                    EVIL, [EVIL], {EVIL: EVIL})  # fmt: skip
+
+
 @pytest.fixture
 def hostile():
     """A report with every part present and hostile text wherever text may come from outside."""
@@ -102,8 +118,8 @@ def hostile():
         title=EVIL, what=EVIL, source=EVIL, notice=EVIL, scores=[score(method=EVIL, note=EVIL, floors={EVIL: 0.1})],
         per_clip=values.assign(value=np.r_[np.arange(N_CLIPS - 1) / 10, np.nan]), clips=clips,
         exhibits=[Exhibit("empty", "Nothing here", EVIL, []), Exhibit(EVIL, EVIL, EVIL, strips)],
-        gallery=ScoreName("tokens", EVIL, "top-1"), lag_curve=curve, repeats_curve=curve, training_curves=[curve],
-        voxels=VoxelSummary(3, 9, np.array([0, 0.5, 1.0]), np.array([6, 3]), np.array([0, 3])),
+        gallery=ScoreName("tokens", EVIL, "top-1"), repeats_curve=curve, training_curves=[curve],
+        data_card=hostile_data(replace(curve, marks={EVIL: [1, 2]})),
         card=RunCard({"name": EVIL, EVIL: [1, EVIL]}, {EVIL: EVIL}, {EVIL: EVIL}, [Stage(EVIL, 1.5), Stage("b", 2, 9)]),
         credits=[Credit(EVIL, "https://licence.example/a\"b"), Credit("bad", "javascript:alert(1)")],
     )  # fmt: skip
@@ -114,7 +130,7 @@ def test_hostile_text_stays_text(hostile):
     data, script = page.scripts
     assert EVIL in [clip["id"] for clip in json.loads(data)["clips"]]
     assert "{{ 7 * 7 }}" in page.words
-    assert not any(tag == "img" for tag, _ in page.tags)
+    assert {a["src"][:23] for tag, a in page.tags if tag == "img"} == {"data:image/jpeg;base64,"}
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
@@ -123,8 +139,11 @@ def test_hostile_text_stays_text(hostile):
 def test_the_page_needs_nothing_else(hostile):
     text = render_report(hostile)
     page = Page(text)
-    links = [(t, n, v) for t, a in page.tags for n, v in a.items() if n in {"src", "href", "srcset", "action"}]
-    assert links == [("a", "href", 'https://licence.example/a"b')]
+    links = {(t, n, v) for t, a in page.tags for n, v in a.items() if n in {"src", "href", "srcset", "action"}}
+    inside = {("a", "href", "#warning-1")} | {link for link in links if link[2].startswith("data:image/jpeg;base64,")}
+    assert len(inside) == 2
+    assert links - inside == {("a", "href", 'https://licence.example/a"b')}
+    assert any(a.get("id") == "warning-1" for _, a in page.tags)
     assert not any(tag in {"link", "iframe", "object", "embed"} for tag, _ in page.tags)
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style

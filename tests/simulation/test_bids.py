@@ -91,7 +91,7 @@ def answers(out, row, t_r, late=0):
     first = math.ceil(row.onset / t_r)
     n_clips = math.floor((SECONDS - (first * t_r - row.onset)) / t_r)
     start = first + round(4 / t_r) + late
-    return zscore(detrend(measured(out, row.run)[start : start + n_clips]))
+    return zscore(detrend(measured(out, row.run)[start : start + n_clips], 1))
 
 
 def repeat_correlation(out, table, t_r, late=0):
@@ -105,7 +105,8 @@ def repeat_correlation(out, table, t_r, late=0):
 
 def test_files_are_bids_derivatives(world):
     out, made, table = world
-    assert made["runs"] == 2 + 2 + 1
+    assert made["runs"] == 1 * 2 + 1 * 2 + 1 * 3  # two training films a run; splits share none
+    assert (table.groupby("run").split.nunique() == 1).all()
     assert made["presentations"] == 3 * 2 + 1 * 3 == len(table)
     about = json.loads((out / "dataset_description.json").read_text())
     assert about["DatasetType"] == "derivative"
@@ -126,13 +127,16 @@ def test_files_are_bids_derivatives(world):
 
 
 def test_volumes_state_their_tr_and_their_brain(world):
-    out, made, _ = world
+    out, made, table = world
     image, mask = nib.load(out / f"{VOLUME}-preproc_bold.nii.gz"), nib.load(out / f"{VOLUME}-brain_mask.nii.gz")
     sidecar = json.loads((out / f"{VOLUME}-preproc_bold.json").read_text())
     assert sidecar["RepetitionTime"] == T_R == image.header.get_zooms()[3]
     assert sidecar["TaskName"] == "film"
     assert image.header.get_xyzt_units() == ("mm", "sec")
     np.testing.assert_array_equal(image.affine, mask.affine)
+    whole = out / table["mask"].unique().item()
+    assert whole.name == "sub-01_task-film_space-MNI152NLin2009cAsym_res-4_desc-brain_mask.nii.gz"
+    assert whole.read_bytes() == (out / f"{VOLUME}-brain_mask.nii.gz").read_bytes()
     assert image.shape[:3] == mask.shape == (49, 58, 49)
     inside, values = np.asarray(mask.dataobj) > 0, np.asarray(image.dataobj)
     assert inside.sum() == made["voxels"]
@@ -187,7 +191,8 @@ def test_table_events_and_confounds_agree(world):
 
 @pytest.mark.parametrize("t_r", [1.5, 0.8, 2.2])
 def test_films_start_between_volumes_and_always_at_the_same_moment_of_the_tr(t_r):
-    runs = bids.plan_runs({"a": 2, "b": 3, "c": 2, "d": 3, "e": 2}, 20.2, t_r)
+    moments = {name: bids.phase(number, t_r) for number, name in enumerate("abcde")}
+    runs = bids.plan_runs({"a": 2, "b": 3, "c": 2, "d": 3, "e": 2}, moments, 20.2, t_r)
     shown = [one for run in runs for one in run]
     assert sorted((s.film, s.repeat) for s in shown) == sorted(
         [(f, r) for f in "abcde" for r in (1, 2)] + [("b", 3), ("d", 3)]
@@ -229,11 +234,13 @@ def test_scans_hold_the_planted_response_at_its_time_and_no_other(world):
         start, n = int(row.onset / T_R), 14
         bold = measured(out, row.run)[:, driven]
         for shift in at:
+            # A polynomial of degree 4 leaves what changes fast, which tells volumes apart.
             here = zscore(detrend(bold[start + 3 + shift : start + 3 + shift + n]))
             at[shift] += (here * zscore(detrend(planted[3 : 3 + n]))).sum(0).mean() / (n - 1) / len(table)
     assert max(at, key=at.get) == 0
-    assert at[0] > 0.45
-    assert max(at[-2], at[2]) < at[0] / 2
+    assert at[0] > 0.2
+    assert max(at[-1], at[1]) < 0.75 * at[0]
+    assert max(at[-2], at[2]) < at[0] / 4
 
 
 def test_response_follows_the_film_from_its_onset_on(surface, tunings):

@@ -59,6 +59,28 @@ def test_decodes_what_was_planted_and_nothing_from_shuffled_training(study):
     assert top1(decoders.decode(decoders.inputs(test), test.ids).tokens, true.tokens) < 0.2
 
 
+def test_captions_enter_the_training_of_semantics(study):
+    (train, targets), validation, (test, true) = study
+    rng = np.random.default_rng(5)
+    words = rng.normal(size=(16, 6))  # what a text projector would find: captions tell part of the mean token
+
+    def text(of):
+        told = of.tokens.mean(axis=1) @ words
+        return (told / np.linalg.norm(told, axis=1, keepdims=True)).astype(np.float32)
+
+    def told(decoders):
+        found = decoders.decode(decoders.inputs(test), test.ids).tokens.mean(axis=1) @ words
+        return float((found / np.linalg.norm(found, axis=1, keepdims=True) * text(true)).sum(axis=1).mean())
+
+    without = fitted(study)
+    captioned = fitted([(train, replace(targets, text=text(targets))), validation, (test, true)])
+    assert told(captioned) != told(without)
+    assert told(captioned) > 0.8
+    unrelated = text(targets)[rng.permutation(len(train))]
+    misled = fitted([(train, replace(targets, text=unrelated)), validation, (test, true)])
+    assert told(misled) < told(captioned)
+
+
 def test_predictions_depend_on_neither_batch_nor_order(study):
     test, _ = study[2]
     decoders = fitted(study, epochs=1)

@@ -6,6 +6,7 @@ step keeps the order it is given, because arithmetic between the two orders is s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,17 +39,22 @@ class Run:
 def count_volumes(path: Path) -> int:
     """Volumes in a dense time series, from its NIfTI-2 header alone (0.6 ms; parsing the CIFTI header takes 53 ms).
 
-    Raises DataError if the file is not NIfTI-2, or does not have 91,282 grayordinates.
+    Raises DataError if the file is not NIfTI-2, does not have 91,282 grayordinates, or is shorter than it says: half a
+    download is met at the first look, not hours later.
     """
     try:
         with path.open("rb") as file:
-            shape = nib.Nifti2Header.from_fileobj(file).get_data_shape()
+            header = nib.Nifti2Header.from_fileobj(file)
+        shape, size = header.get_data_shape(), path.stat().st_size
+        whole = header.get_data_offset() + math.prod(map(int, shape)) * header.get_data_dtype().itemsize
     except Exception as error:  # whatever a damaged header makes the parser raise
         raise DataError(f"{path}: cannot be read as a CIFTI dense time series ({error})") from error
     if len(shape) != 6 or shape[5] != N_GRAYORDINATES:
         raise DataError(
             f"{path}: header has dimensions {tuple(map(int, shape))}; expected (1, 1, 1, 1, volumes, {N_GRAYORDINATES})"
         )
+    if size < whole:
+        raise DataError(f"{path}: truncated or damaged; {size:,} bytes; its header says {whole:,}; fetch it again")
     return int(shape[4])
 
 

@@ -66,10 +66,13 @@ def find_runs(root: Path, subject: int, segment: str, files: str = "cifti") -> t
     fmri = Path(root) / f"subject{subject}" / "fmri"
     folder = fmri / segment / files
     if not folder.is_dir():
+        others = [kind for kind in _ENDINGS if (fmri / segment / kind).is_dir()]
         found = sorted(p.name for p in fmri.iterdir() if p.is_dir()) if fmri.is_dir() else []
-        raise DataError(
-            f"{folder}: no such folder; expected the scans of segment {segment!r} of subject {subject}; "
+        there = f"{others[0]} is there, and data.files: {others[0]} reads it" if others else (
             f"segments found under {fmri}: {', '.join(found) or 'none'}"
+        )  # fmt: skip
+        raise DataError(
+            f"{folder}: no such folder; expected the scans of segment {segment!r} of subject {subject}; {there}"
         )
     pattern = re.compile(rf"{re.escape(segment)}_([1-9]\d?){_ENDINGS[files]}")
     usual = {"cifti": "_Atlas.dtseries.nii", "mni": "_mni.nii.gz"}[files]

@@ -180,7 +180,9 @@ class Targets:
 
     latents : (B, F, C, H, W) scaled VAE latents of the clip's frames.
     tokens : (B, K, D) CLIP image tokens of the keyframe.
+    text : (B, P) unit embeddings of the clip's caption, or None without captions.
     """
 
     latents: Float[np.ndarray, "B F C H W"]
     tokens: Float[np.ndarray, "B K D"]
+    text: Float[np.ndarray, "B P"] | None = None

@@ -124,8 +124,14 @@ def frame_indices(
 
 
 def read_clips(
-    path: Path, n_trs: int, t_r: float | int, frames_per_clip: int, size: int, out: np.ndarray | None = None,
-    *, start: Fraction = _BEGINNING,
+    path: Path,
+    n_trs: int,
+    t_r: float | int,
+    frames_per_clip: int,
+    size: int,
+    out: np.ndarray | None = None,
+    *,
+    start: Fraction = _BEGINNING,
 ) -> UInt8[np.ndarray, "T F 3 H W"]:
     """The clips of a film: frame f of clip j is the film at ``start + t_r * (j + f / F)`` s, RGB of ``size`` squared.
 

@@ -29,8 +29,8 @@ def row_lags(
 ) -> Float[np.ndarray, " L"]:
     """Decodability of each row's picture from the response ``shift`` rows later, for every shift.
 
-    ``fit`` and ``tried`` are responses, pictures and segment of each row (``lag_curve``). Rows are in order of time within their segment. Only rows that have a response at every shift are used, so that all
-    shifts are judged on the same clips.
+    ``fit`` and ``tried`` are responses, pictures and segment of each row (``lag_curve``). Rows are in order of time
+    within their segment. Only rows that have a response at every shift are used, so that all are judged alike.
     """
 
     def lagged(bold: np.ndarray, pictures: np.ndarray, segment: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +60,11 @@ def lag_curve(
         predicted = Ridge(alpha=x.shape[1]).fit(x_fit, fit_pictures).predict(x)
         scores.append(_mean_correlation(predicted, pictures))
     return np.array(scores)
+
+
+def meaningful(n_clips: int) -> float:
+    """The correlation that the best lag must reach, or its being best is luck; few clips have more of it."""
+    return max(MEANINGFUL, 2 / np.sqrt(max(n_clips, 1)))
 
 
 def _mean_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -31,7 +31,7 @@ from neuroclips.errors import ArtefactError, DataError
 from neuroclips.recipe import DataRecipe, SelectionRecipe
 from neuroclips.shapes import Bool, Float, Float32
 
-_LAG_SEGMENTS = 4  # training segments that the lag curve is fitted on: 32 minutes of CC2017 are plenty to see a peak
+_LAG_CLIPS = 1000  # of training that the lag curve is fitted on: 33 minutes of CC2017 are plenty to see a peak
 _DISAGREES = 0.4  # of the agreement of a segment's usual repeat, below which one is doubted
 _CLEAR = 0.05  # agreement below which no repeat is told from another
 
@@ -98,7 +98,8 @@ class _Steps:
 
 def prepare_films(source: Source, recipe: DataRecipe, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Write the clips of every film, SPLIT.safetensors: frames (B, F, 3, H, W), segment, onset (s of the film) and
-    scene (numbered within each film). A finished film stands. Returns what was found in each film."""
+    scene (numbered within each film). A finished film stands. Captions that came with the data go into captions.json
+    and text.safetensors. Returns what was found in each film."""
     f, size = recipe.frames_per_clip, recipe.frame_size
     step = _Steps(sum(len(source.splits[split]) for split in SPLITS), progress)
     found: dict[str, Any] = {}
@@ -128,7 +129,19 @@ def prepare_films(source: Source, recipe: DataRecipe, out: Path, progress: Progr
                 "start": float(segment.start), "fps": float(info.fps), "frames": info.n_frames, "height": info.height,
                 "width": info.width,
             }  # fmt: skip
+    _write_captions(source, Path(out))
     return found
+
+
+def _write_captions(source: Source, out: Path) -> None:
+    given = {split: [source.captions(segment) for segment in source.splits[split]] for split in SPLITS}
+    whole = {split: [part for part in parts if part is not None] for split, parts in given.items()}
+    if any(len(whole[split]) < len(given[split]) for split in SPLITS):
+        return
+    write_json(out / "captions.json", {s: [text for texts, _ in parts for text in texts] for s, parts in whole.items()})
+    text = {split: [vectors for _, vectors in parts if vectors is not None] for split, parts in whole.items()}
+    if all(len(text[split]) == len(whole[split]) for split in SPLITS):
+        write_arrays(out / "text.safetensors", {split: np.concatenate(parts) for split, parts in text.items()})
 
 
 def _placed(segments: Sequence[Segment]) -> list[tuple[Segment, slice]]:
@@ -354,15 +367,16 @@ def _measure_lag(source: Source, data: Prepared, warnings: list[str]) -> dict[st
     delay = data.delay_trs
     lags = list(range(max(4, delay + 2) + 1))
 
-    def part(clips: Clips, n_segments: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = np.flatnonzero(np.asarray(clips.segment) < n_segments)
-        chosen = clips.take(rows)
-        return chosen.responses(), lag.thumbnails(chosen.frames), np.asarray(chosen.segment)
+    def part(clips: Clips) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ends = np.cumsum(np.bincount(clips.segment))  # segments are in order
+        n = int(ends[max(1, np.searchsorted(ends, _LAG_CLIPS, side="right")) - 1])  # whole ones
+        chosen = replace(clips, frames=clips.frames[:, :1]).take(np.arange(n))  # without a gigabyte of film
+        film = [lag.thumbnails(clips.frames[start : min(start + 64, n)]) for start in range(0, n, 64)]
+        return chosen.responses(), np.concatenate(film), np.asarray(chosen.segment)
 
-    fit, tried = part(data.train, _LAG_SEGMENTS), part(data.validation, len(data.validation.segments))
-    curve = lag.row_lags(fit, tried, [k - delay for k in lags])
+    curve = lag.row_lags(part(data.train), part(data.validation), [k - delay for k in lags])
     best = int(curve.argmax())
-    if curve[best] > max(lag.MEANINGFUL, curve[delay] + lag.MARGIN):
+    if curve[best] > max(lag.meaningful(len(data.validation)), curve[delay] + lag.MARGIN):
         warnings.append(
             f"responses decode the film best at a lag of {best} TRs (correlation {curve[best]:.3f}), not at "
             f"data.delay_trs = {delay} ({curve[delay]:.3f})"

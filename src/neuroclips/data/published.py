@@ -15,7 +15,7 @@ import numpy as np
 
 from neuroclips.data.bold import zscore
 from neuroclips.data.frames import FilmInfo, cuts_between
-from neuroclips.data.lag import MEANINGFUL, row_lags, thumbnails
+from neuroclips.data.lag import meaningful, row_lags, thumbnails
 from neuroclips.data.pairing import resized
 from neuroclips.data.source import SPLITS, Scan, Segment, check_splits, delays_of
 from neuroclips.data.tensors import PublishedTensors, SplitTensors, open_tensors, tensor_files
@@ -108,7 +108,8 @@ class TensorSource:
         curve = _row_lags(self, tuple(recipe.train[:ASKED]), tuple(recipe.validation[:ASKED]))
         self.about["row_lag_curve"] = {"rows": list(SHIFTS), "correlation": [float(c) for c in curve]}
         best = SHIFTS[int(curve.argmax())]
-        if curve.max() < MEANINGFUL:
+        tried = len(recipe.validation[:ASKED]) * (TRS - SHIFTS[-1] + SHIFTS[0])
+        if curve.max() < meaningful(tried):
             self.warnings.append(
                 f"{self.folder}: no shift of rows decodes the film (best correlation {curve.max():.3f}); the delay "
                 f"inside the tensors is unknown and taken as {usual} TRs; data.stored_delay_trs says otherwise"
@@ -155,6 +156,15 @@ class TensorSource:
         fps = frames_per_clip / exact(self.t_r)
         start = float(segment.start)  # as everywhere, cuts are in seconds of the film
         return [start + cut for cut in cuts_between((frame for clip in out for frame in clip), fps)]
+
+    def captions(self, segment: Segment) -> tuple[list[str], Float32[np.ndarray, "T P"] | None] | None:
+        """The published captions of a segment's clips, and their embeddings where they are published, too."""
+        tensors, rows = self._part(segment.name)
+        first = rows.start + max(0, -self._shift)
+        if tensors.captions is None:
+            return None
+        chosen = slice(first, first + segment.n_trs)
+        return tensors.captions[chosen], None if tensors.text is None else tensors.text[chosen]
 
     def identity(self) -> dict[str, dict[str, Any]]:
         names = {split: [s.name for s in self.splits[split]] for split in SPLITS}

@@ -72,7 +72,7 @@ class Source(Protocol):
     splits : segments by split; others : the test segments with another subject's scans, or none.
     t_r : seconds.  delays : volumes between a clip and the responses that are seen with it; the first one pairs them.
     space : what voxels are, in words; n_voxels : how many.  warnings : what was odd, in the order in which it was met.
-    constant : scan -> voxels that never change in it.
+    constant : scan -> voxels that never change during its film.
     """
 
     splits: dict[str, tuple[Segment, ...]]
@@ -92,6 +92,10 @@ class Source(Protocol):
         self, segment: Segment, frames_per_clip: int, size: int, out: UInt8[np.ndarray, "T F 3 H W"]
     ) -> list[float]:
         """Write the clips of a segment's film into ``out``; returns the seconds of the film's cuts."""
+        ...
+
+    def captions(self, segment: Segment) -> tuple[list[str], Float32[np.ndarray, "T P"] | None] | None:
+        """A sentence for each clip of a segment, and unit embeddings of them, where they came with the data."""
         ...
 
     def identity(self) -> dict[str, dict[str, Any]]:
@@ -176,15 +180,15 @@ class ScanSource:
             raise DataError(
                 f"{scan.path}: {len(run.values)} volumes; expected {scan.n_volumes}, as when it was first looked at"
             )
-        still = int((run.values.max(axis=0) == run.values.min(axis=0)).sum())
-        if still == run.values.shape[1]:
+        kept = run.values[start : start + segment.n_trs]
+        still = int((kept.max(axis=0) == kept.min(axis=0)).sum())
+        if still == kept.shape[1]:
             raise DataError(
-                f"{scan.path}: no voxel ever changes; expected a scan; leave it out "
-                f"(data.exclude: [{segment.name}/{repeat}])"
+                f"{scan.path}: no voxel changes in the {segment.n_trs} volumes of the film; expected a scan; leave it "
+                f"out (data.exclude: [{segment.name}/{repeat}])"
             )
         if still:
             self.constant[scan.path.name] = still
-        kept = run.values[start : start + segment.n_trs]
         return standardise(kept if voxels is None else kept[:, voxels], self.degree(segment))
 
     def film(
@@ -192,6 +196,9 @@ class ScanSource:
     ) -> list[float]:
         read_clips(segment.film, segment.n_trs, self.t_r, frames_per_clip, size, out=out, start=segment.start)
         return scene_cuts(segment.film)
+
+    def captions(self, segment: Segment) -> None:
+        return None
 
     def identity(self) -> dict[str, dict[str, Any]]:
         def known(path: Path) -> list[Any]:

@@ -17,7 +17,7 @@ from neuroclips.data.frames import count_trs, film_info
 from neuroclips.data.published import TensorSource
 from neuroclips.data.source import SPLITS, Scan, ScanSource, Segment, Source, delays_of
 from neuroclips.data.table import table_source
-from neuroclips.data.volumes import count_nifti_volumes, read_mask
+from neuroclips.data.volumes import VolumeMask, count_nifti_volumes, read_mask
 from neuroclips.errors import DataError
 from neuroclips.recipe import DataRecipe
 
@@ -57,10 +57,11 @@ def cc2017_source(root: Path, recipe: DataRecipe, progress: Progress | None = No
             f"delay_trs starts at {delays[0]}; expected 0 to {TRAILING_SPARES}: a run of CC2017 has only "
             f"{TRAILING_SPARES} volumes after the film"
         )
+    mask = read_mask(recipe.mask) if recipe.files == "mni" and recipe.mask is not None else None
     warnings: list[str] = []
 
     def find(subject: int, name: str, split: str) -> Segment:
-        segment, odd = _find_segment(folder, subject, name, split, t_r, recipe)
+        segment, odd = _find_segment(folder, subject, name, split, t_r, recipe, mask)
         warnings.extend(odd)
         return segment
 
@@ -68,14 +69,13 @@ def cc2017_source(root: Path, recipe: DataRecipe, progress: Progress | None = No
     splits = {split: tuple(find(recipe.subject, name, split) for name in names[split]) for split in SPLITS}
     other = recipe.wrong_subject
     others = () if other is None else tuple(find(other, name, "test") for name in recipe.test)
-    mask = read_mask(recipe.mask) if recipe.files == "mni" and recipe.mask is not None else None
     return ScanSource(
         splits, t_r=t_r, delays=delays, others=others, mask=mask, detrend=recipe.detrend, warnings=warnings
     )
 
 
 def _find_segment(
-    folder: Path, subject: int, name: str, split: str, t_r: float, recipe: DataRecipe
+    folder: Path, subject: int, name: str, split: str, t_r: float, recipe: DataRecipe, mask: VolumeMask | None
 ) -> tuple[Segment, list[str]]:
     """One segment, and what is odd about its files. Volumes are counted from headers; a run that does not fit its film
     is left out."""
@@ -89,7 +89,7 @@ def _find_segment(
         if unwanted is not None:
             excluded[repeat] = f"{path}: {unwanted}"
             continue
-        n_volumes = count_volumes(path) if recipe.files == "cifti" else count_nifti_volumes(path)
+        n_volumes = count_volumes(path) if mask is None else count_nifti_volumes(path, mask)
         try:
             check_volumes(path, n_volumes, n_trs)
         except DataError as error:

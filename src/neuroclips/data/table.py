@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import combinations, product
 from pathlib import Path
 
 import pandas as pd
@@ -58,21 +59,18 @@ def read_table(path: Path, subject: int) -> list[Presentation]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a table of your study (docs/bids.md)")
-    try:
-        table = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False)
-        if len(table) and not isinstance(table.index, pd.RangeIndex):
-            raise ValueError("its rows have more values than its header has names")
-    except Exception as error:  # whatever the parser raises on what is no table
-        raise DataError(f"{path}: cannot be read as a table ({error})") from error
+        what = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}; expected a table of your study (docs/bids.md)")
+    table = _parsed(path)
     missing = [name for name in NEEDED if name not in table]
     unknown = [str(name) for name in table if name not in COLUMNS]
     if missing or unknown:
         said = [f"no column {', '.join(missing)}"] if missing else []
-        said += [f"unknown column {', '.join(unknown)}"] if unknown else []
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        said += [f"unknown column {', '.join(unknown[:3])}{more}"] if unknown else []
         raise DataError(
             f"{path}: {'; '.join(said)}; expected {', '.join(NEEDED)} and any of {', '.join(COLUMNS[len(NEEDED) :])}, "
-            "separated by tabs"
+            f"separated by {'commas' if path.suffix == '.csv' else 'tabs'}"
         )
     rows = _Rows(path, table)
     if "subject" in table:
@@ -111,6 +109,21 @@ def read_table(path: Path, subject: int) -> list[Presentation]:
     if not found:
         raise DataError(f"{path}: no rows; expected one for each presentation of a film")
     return found
+
+
+def _parsed(path: Path) -> pd.DataFrame:
+    """The rows of a table that hold anything, as text; row n is line n + 2 of the file."""
+    try:
+        table = pd.read_csv(
+            path, sep="," if path.suffix == ".csv" else "\t", dtype=str, keep_default_na=False, skip_blank_lines=False
+        )
+        if len(table) and not isinstance(table.index, pd.RangeIndex):
+            raise ValueError("its rows have more values than its header has names")
+        if not all(str(name).isprintable() for name in table):
+            raise ValueError("its first line is not text")
+    except Exception as error:  # whatever the parser raises on what is no table
+        raise DataError(f"{path}: cannot be read as a table ({str(error).strip()})") from error
+    return table[(table != "").any(axis=1)]
 
 
 class _Rows:
@@ -164,13 +177,14 @@ def table_source(path: Path, recipe: DataRecipe) -> ScanSource:
             f"{path}: some runs are CIFTI and some NIfTI; expected one kind, for voxels are the same in all"
         )
     mask = None if cortical == {True} else read_mask(_only_mask(path, rows, recipe))
-    volumes = {row.run: count_volumes(row.run) if mask is None else count_nifti_volumes(row.run) for row in rows}
+    volumes = {row.run: count_volumes(row.run) if mask is None else count_nifti_volumes(row.run, mask) for row in rows}
     t_r = recipe.t_r or _agreed_t_r(path, sorted(volumes), cortical == {True})
     delays = delays_of(recipe, t_r)
     splits: dict[str, list[Segment]] = {split: [] for split in SPLITS}
     for name, split in _splits(path, by_name, recipe).items():
         segment = _segment(path, by_name[name], split, volumes, t_r, delays[0], recipe, warnings)
         splits[split].append(segment)
+    _check_overlaps(path, [segment for split in SPLITS for segment in splits[split]], t_r)
     return ScanSource(
         {split: tuple(found) for split, found in splits.items()},
         t_r=t_r, delays=delays, mask=mask, detrend=recipe.detrend, warnings=warnings,
@@ -251,6 +265,8 @@ def _segment(
                 f"{path}, line {row.line}: segment {row.segment} is another film, or another part of it, than in line "
                 f"{first.line}; expected the same"
             )
+    if len({(row.run, row.onset) for row in rows}) < len(rows):
+        raise DataError(f"{path}: segment {first.segment} has the same run and onset in two rows; expected each once")
     if len({row.repeat for row in rows}) < len(rows):
         raise DataError(
             f"{path}: segment {first.segment} has the repeats {sorted(r.repeat for r in rows)}; expected each once"
@@ -305,3 +321,23 @@ def _segment(
     return Segment(
         first.segment, split, first.film, info, first.film_start + offset, n_trs, dict(sorted(runs.items())), excluded
     )
+
+
+def _check_overlaps(path: Path, segments: list[Segment], t_r: float) -> None:
+    """Raise DataError if two segments share volumes of a run, or if two splits share film."""
+    for one, other in combinations(segments, 2):
+        late = max(one.start, other.start)
+        early = min(segment.start + segment.n_trs * exact(t_r) for segment in (one, other))
+        if one.split != other.split and one.film == other.film and late < early:
+            raise DataError(
+                f"{path}: {one.film.name} from {float(late):g} to {float(early):g} s is in {one.name} ({one.split}) "
+                f"and in {other.name} ({other.split}); expected film of one split in no other"
+            )
+        for scan, beside in product(one.runs.values(), other.runs.values()):
+            # One volume may be shared: a repeat is placed to the nearest, a little early or late.
+            first, last = max(scan.first, beside.first), min(scan.first + one.n_trs, beside.first + other.n_trs)
+            if scan.path == beside.path and last - first > 1:
+                raise DataError(
+                    f"{path}: {one.name} and {other.name} are both shown during the volumes {first} to {last - 1} of "
+                    f"{scan.path.name}; expected one film at a time"
+                )

@@ -94,9 +94,13 @@ def check_grid(path: Path, shape: tuple[int, ...], affine: Float[np.ndarray, "4 
         )
 
 
-def count_nifti_volumes(path: Path) -> int:
-    """Volumes in a 4-D NIfTI file, from its header alone. Raises DataError if it is not NIfTI or not 4-D."""
-    return int(_open_run(Path(path)).shape[3])
+def count_nifti_volumes(path: Path, mask: VolumeMask | None = None) -> int:
+    """Volumes in a 4-D NIfTI file, from its header alone. Raises DataError if it is not NIfTI, not 4-D, or not on the
+    grid of the mask, where one is given."""
+    image = _open_run(Path(path))
+    if mask is not None:
+        check_grid(path, image.shape[:3], image.affine, mask)
+    return int(image.shape[3])
 
 
 def nifti_t_r(path: Path) -> float | None:

@@ -35,13 +35,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line chart. ``levels`` are named horizontal lines, such as chance; ``logarithmic`` is its x axis."""
+    """A line chart. ``levels`` are named horizontal lines, such as chance, and ``marks`` vertical ones, at one or more
+    x; ``logarithmic`` is its x axis."""
 
     title: str
     x_label: str
     y_label: str
     series: Sequence[Series]
     levels: Mapping[str, SupportsFloat] = field(default_factory=dict)
+    marks: Mapping[str, Numbers] = field(default_factory=dict)
     note: str = ""
     logarithmic: bool = False
 
@@ -82,7 +84,9 @@ def line_chart(curve: Curve) -> dict:
         lengths = {len(part) for part in (s.x, s.y, s.low, s.high) if part is not None}
         if len(lengths) != 1:
             raise DataError(f"curve {curve.title!r}, series {s.name!r}: x, y, low and high differ in length")
-    x_values = _finite(v for s in curve.series for v in s.x) or [0.0]
+    marks = {name: [float(x) for x in places] for name, places in curve.marks.items()}
+    x_values = _finite([*(v for s in curve.series for v in s.x), *(x for places in marks.values() for x in places)])
+    x_values = x_values or [0.0]
     levels = {name: float(level) for name, level in curve.levels.items() if math.isfinite(float(level))}
     y_values = _finite([v for s in curve.series for part in (s.y, s.low, s.high) if part is not None for v in part])
     y_ticks = nice_ticks(*_span([*y_values, *levels.values()]))
@@ -110,6 +114,7 @@ def line_chart(curve: Curve) -> dict:
     return {
         "title": curve.title, "x_label": curve.x_label, "y_label": curve.y_label, "note": curve.note, "lines": lines,
         "levels": [{"name": k, "y": at(left, v)[1]} for k, v in levels.items()],
+        "marks": [{"name": k, "xs": [at(x, y_ticks[0])[0] for x in places]} for k, places in marks.items()],
         "x_ticks": _apart([(at(x, y_ticks[0])[0], f"{x:.4g}") for x in x_ticks]),
         "y_ticks": [(at(left, y)[1], f"{y:g}") for y in y_ticks],
     }  # fmt: skip

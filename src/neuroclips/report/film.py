@@ -42,14 +42,14 @@ def encode_mp4(video: UInt8[np.ndarray, "F 3 H W"], seconds: float | int) -> byt
     return file.getvalue()
 
 
-def encode_jpeg(image: UInt8[np.ndarray, "3 H W"]) -> bytes:
+def encode_jpeg(image: UInt8[np.ndarray, "3 H W"], quality: int = 92) -> bytes:
     """JPEG with full colour resolution. Small images are doubled as videos are, so that both look alike when enlarged.
 
     The same image gives the same bytes.
     """
     bgr = np.ascontiguousarray(_doubled(image)[::-1].transpose(1, 2, 0))
-    settings = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-    return cv2.imencode(".jpg", bgr, settings)[1].tobytes()
+    full_colour = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    return cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality, *full_colour))[1].tobytes()
 
 
 def _doubled(pixels: np.ndarray) -> np.ndarray:

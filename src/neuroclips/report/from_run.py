@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from neuroclips.artefacts import read_arrays, read_json
+from neuroclips.artefacts import read_arrays, read_card, read_json
 from neuroclips.data.prepare import Prepared, load_clips
 from neuroclips.evaluation.curves import read_curves
 from neuroclips.evaluation.table import Score, read_scores
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import Recipe
-from neuroclips.report.charts import Curve, Series, VoxelSummary
+from neuroclips.report.charts import Curve, Series
+from neuroclips.report.data_card import data_card
 from neuroclips.report.generated import Generated, exhibits, read_condition, with_generated
 from neuroclips.report.page import (
     Credit,
@@ -32,6 +32,22 @@ from neuroclips.training.decoders import resolve_decoders
 
 GALLERY = ScoreName("video", "blurry", "pixel correlation")
 GENERATED_GALLERY = replace(GALLERY, method="neuroclips")
+_SIMULATED = (
+    "The subject is simulated: real files, known truth, no brain. The numbers show that the method and its "
+    "controls work; they do not predict the scores of a person."
+)
+
+
+def data_page(run: Path, recipe: Recipe, summary: Mapping[str, Any]) -> ReportData:
+    """The page of what the stage ``prepare`` wrote into a run, and of its ``summary``: the section on data alone."""
+    cards = {name: card for name in ("simulate",) if (card := read_card(run / name)) is not None}
+    return ReportData(
+        title=f"NeuroClips: data of {recipe.name}",
+        opening="What was found in the data, what was left out, and which voxels were selected.",
+        notice="" if recipe.film is None else _SIMULATED,
+        data_card=data_card(load_clips(run / "prepare"), summary),
+        credits=_credits(cards),
+    )
 
 
 def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> ReportData:
@@ -46,20 +62,13 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
     if recipe.generate.video is not None:
         gallery, generated = GENERATED_GALLERY, read_condition(run / "generate", "decoded")
         exhibited = exhibits(run / "generate", prepared.test, percentile_clips(per_clip, gallery), shown)
-    simulated = recipe.film is not None
     splits = {name: getattr(prepared, name) for name in ("train", "validation", "test")}
     minutes = {name: len(clips) * clips.t_r / 60 for name, clips in splits.items()}
-    notice = ""
-    if simulated:
-        notice = (
-            "The subject is simulated: real files, known truth, no brain. The numbers show that the method and its "
-            "controls work; they do not predict the scores of a person."
-        )
     return ReportData(
         title=f"NeuroClips: {recipe.name}",
         what=f"{len(prepared.test)} clips of film ({minutes['test']:.1f} minutes that no decoder had seen)",
         source=(
-            f"{int(prepared.mask.sum()):,} voxels of {'a simulated' if simulated else 'one'} subject, "
+            f"{int(prepared.mask.sum()):,} voxels of {'one' if recipe.film is None else 'a simulated'} subject, "
             f"averaging {most} presentations, after training on {minutes['train']:.0f} minutes"
         ),
         scores=shown,
@@ -69,12 +78,11 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
         gallery=gallery,
         clip_seconds=prepared.t_r,
         exhibits=exhibited,
-        notice=notice,
-        lag_curve=_lag_curve(cards["prepare"]["summary"]),
+        notice="" if recipe.film is None else _SIMULATED,
         repeats_curve=_repeats_curve(scores, recipe.decoders.methods[-1]),
         curves=_conditions(run / "evaluate" / "curves.json"),
         training_curves=_training_curves(recipe) + _decoder_curves(recipe, cards),
-        voxels=_voxels(prepared),
+        data_card=data_card(prepared, cards["prepare"]["summary"]),
         card=_card(recipe, cards),
         credits=_credits(cards),
     )
@@ -90,21 +98,6 @@ def _clips(run: Path, prepared: Prepared, generated: Mapping[str, Generated]) ->
         for i, clip in enumerate(test.ids)
     ]
     return [with_generated(clip, generated[clip.id]) if clip.id in generated else clip for clip in clips]
-
-
-def _lag_curve(summary: Mapping[str, Any]) -> Curve:
-    curve = summary["lag_curve"]
-    chosen = summary["delay_trs"]
-    return Curve(
-        title="When the brain answers",
-        x_label="lag of the response (TRs)",
-        y_label="correlation",
-        series=[Series("validation segments", curve["lag_trs"], curve["correlation"])],
-        note=(
-            f"A coarse picture of each clip, decoded from the response so many TRs later. The recipe pairs clips with "
-            f"responses {chosen} TRs later; the best lag here is {curve['best']}."
-        ),
-    )
 
 
 def _repeats_curve(scores: Sequence[Score], method: str) -> Curve | None:
@@ -235,21 +228,8 @@ def _numbers(rows: Sequence[Score], name: str) -> list[float]:
     return [float("nan") if getattr(row, name) is None else getattr(row, name) for row in rows]
 
 
-def _voxels(prepared: Prepared) -> VoxelSummary:
-    edges = np.linspace(-0.2, 1.0, 49)
-    reliability = np.clip(prepared.reliability, edges[0], edges[-1])
-    return VoxelSummary(
-        n_selected=int(prepared.mask.sum()),
-        n_total=len(prepared.mask),
-        edges=edges,
-        counts=np.histogram(reliability, edges)[0],
-        selected=np.histogram(reliability[prepared.mask], edges)[0],
-    )
-
-
 def _card(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> RunCard:
     evaluated, summary = cards["evaluate"], cards["evaluate"]["summary"]
-    selection = cards["prepare"]["summary"]["selection"]
     facts = {
         "seed": str(recipe.seed),
         "commit": str(evaluated["commit"]),
@@ -258,7 +238,6 @@ def _card(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> RunCard:
         "identification contain chance; 95 % are expected to",
         "judges": ", ".join(summary["judges"]) or "none",
         "times scored": f"{summary['test_split_opened']} (openings of the test split in this directory)",
-        "voxel selection": f"{selection['method']}{', fallback to the most reliable' if selection['fallback'] else ''}",
     }
     if (ceiling := summary["noise_ceiling"]) is not None:
         facts["noise ceiling of voxels"] = (
@@ -266,8 +245,6 @@ def _card(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> RunCard:
             f"the mean of {ceiling['n_repeats']} {ceiling['reliability']:.2f}: no prediction of it correlates above "
             f"{ceiling['correlation']:.2f} on average"
         )
-    for number, warning in enumerate(cards["prepare"]["summary"]["warnings"], 1):
-        facts[f"warning {number}"] = warning
     return RunCard(
         recipe=recipe.model_dump(mode="json"),
         versions=evaluated["versions"],

@@ -26,7 +26,8 @@ from neuroclips.artefacts import written_aside
 from neuroclips.errors import DataError
 from neuroclips.evaluation.table import Score, format_interval, format_value, score_interval
 from neuroclips.report import charts
-from neuroclips.report.charts import Curve, VoxelSummary
+from neuroclips.report.charts import Curve
+from neuroclips.report.data_card import DataCard
 from neuroclips.report.film import encode_jpeg, encode_mp4
 from neuroclips.shapes import UInt8
 
@@ -118,6 +119,7 @@ class ReportData:
     exhibits : more to look at, in order.
     notice : a sentence that readers must not miss, such as that the subject is simulated.
     n_clips : how many clips were scored, where the page has room for some of them only.
+    data_card : what the scans and films were, and which voxels were selected.
     """
 
     title: str
@@ -133,11 +135,10 @@ class ReportData:
     notice: str = ""
     opening: str = ""
     n_clips: int | None = None
-    lag_curve: Curve | None = None
     repeats_curve: Curve | None = None
     curves: Sequence[Curve] = ()
     training_curves: Sequence[Curve] = ()
-    voxels: VoxelSummary | None = None
+    data_card: DataCard | None = None
     card: RunCard | None = None
     credits: Sequence[Credit] = ()
 
@@ -162,7 +163,8 @@ def render_report(data: ReportData) -> str:
     templates = files("neuroclips.report").joinpath("templates")
     script = templates.joinpath("report.js").read_text(encoding="utf-8")
     headline = _headline_score(data)
-    curves = [c for c in (data.repeats_curve, *data.curves, data.lag_curve) if c is not None]
+    curves = [c for c in (data.repeats_curve, *data.curves) if c is not None]
+    found = data.data_card
     return environment.get_template("report.html.j2").render(
         data=data,
         headline=headline,
@@ -173,7 +175,9 @@ def render_report(data: ReportData) -> str:
         gallery=_gallery(data),
         curves=[charts.line_chart(curve) for curve in curves],
         training_curves=[charts.line_chart(curve) for curve in data.training_curves],
-        histogram=None if data.voxels is None else charts.histogram(data.voxels),
+        found=found,
+        found_curves=[] if found is None else [charts.line_chart(curve) for curve in found.curves],
+        histogram=None if found is None else charts.histogram(found.voxels),
         recipe=None if data.card is None else _as_yaml(data.card.recipe),
         credits=[(credit.text, _web_address(credit.url)) for credit in data.credits],
         pictures=_payload(data),

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,6 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage, sparse
 
-from neuroclips import __version__
 from neuroclips.artefacts import (
     content_hash,
     read_arrays,
@@ -57,6 +57,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, modulo one, are spread evenl
 VOXEL = 4.0  # mm
 _SHAPE = (49, 58, 49)  # the box of MNI152NLin2009cAsym at 4 mm
 _AFFINE = np.array([[VOXEL, 0, 0, -96], [0, VOXEL, 0, -132], [0, 0, VOXEL, -78], [0, 0, 0, 1]])
+_SPACE = "space-MNI152NLin2009cAsym_res-4"
 
 Space = Literal["volume", "cortex"]
 Progress = Callable[[int, int, str], None]
@@ -156,8 +157,11 @@ def simulate_bids_study(
         progress,
     )
     lasts = round(seconds * fps) / fps
-    repeats = {name: test_repeats if split[name] == "test" else train_repeats for name in films}
-    runs = plan_runs(repeats, lasts, t_r)
+    phases = {name: phase(number, t_r) for number, name in enumerate(films)}
+    runs = []
+    for part in parts:  # splits share no run, or what lingers of one film would reach from one split into another
+        repeats = {name: test_repeats if part == "test" else train_repeats for name in films if split[name] == part}
+        runs += plan_runs(repeats, phases, lasts, t_r)
     volumes = [math.ceil((run[-1].onset + lasts + REST) / t_r) for run in runs]
 
     places = voxels() if space == "volume" else grayordinates()
@@ -167,16 +171,21 @@ def simulate_bids_study(
         tables = {name: frame_table(made, fps=fps) for name, made in scenes.items()}
         training = [name for name in films if split[name] == "train"]
         _make_truth(
-            out / "truth", films, tables, training, places, lasts=lasts, t_r=t_r, n_volumes=max(volumes),
-            signal=float(signal), seeds=(seed, subject), tell=tell,
+            out / "truth", films, tables, training, places, phases=phases, lasts=lasts, t_r=t_r,
+            n_volumes=max(volumes), signal=float(signal), seeds=(seed, subject), tell=tell,
         )  # fmt: skip
 
-    func = out / f"sub-{subject:02d}" / "func"
-    names = [run_files(f"sub-{subject:02d}_task-film_run-{number:02d}", space) for number in range(1, len(runs) + 1)]
+    label = f"sub-{subject:02d}"
+    func = out / label / "func"
+    names = [run_files(f"{label}_task-film_run-{number:02d}", space) for number in range(1, len(runs) + 1)]
     baseline = places.weights @ scanner.baseline(stable_seed(seed, subject, "baseline"))
     # Slices are taken as shifted to the middle of their volume, fMRIPrep's way: there responses are sampled.
     sidecar = {"TaskName": "film", "RepetitionTime": t_r, "SliceTimingCorrected": True, "StartTime": t_r / 2,
                "SkullStripped": False}  # fmt: skip
+
+    def write_mask(path: Path) -> None:
+        assert places.ijk is not None
+        _write_volume(path, np.ones(len(places.ijk), np.uint8), places.ijk)
 
     def scan(number: int) -> str:
         run, n_volumes, own = runs[number], volumes[number], stable_seed(seed, subject, number)
@@ -190,10 +199,6 @@ def simulate_bids_study(
             else:
                 _write_volume(path, bold.round().astype(np.int16), places.ijk, t_r)
 
-        def write_mask(path: Path) -> None:
-            assert places.ijk is not None
-            _write_volume(path, np.ones(len(places.ijk), np.uint8), places.ijk)
-
         write: dict[str, Callable[[Path], Any]] = {
             "run": write_bold,
             "mask": write_mask,
@@ -203,22 +208,24 @@ def simulate_bids_study(
         }
         for kind, name in names[number].items():
             _keep(func / name, write[kind])
-        return names[number]["run"]
+        return f"run {number + 1}"
 
     scanner.smoothing_scale(), scanner.grayordinates()  # cached before threads ask for them
     with workers() as pool:
         for done, what in enumerate(pool.map(scan, range(len(runs))), start=1):
             tell(done, len(runs), what)
 
+    if space == "volume":
+        _keep(func / whole_mask(label), write_mask)
     about = {
         "Name": "A simulated subject watches films",
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "neuroclips simulation", "Version": __version__}],
+        "GeneratedBy": [{"Name": "neuroclips simulation", "Version": version("neuroclips")}],
         "Acknowledgements": ATTRIBUTION,
     }
     _keep(out / "dataset_description.json", partial(write_json, content=about))
-    study = study_table(runs, names, split, f"sub-{subject:02d}")
+    study = study_table(runs, names, split, label)
     _keep(out / "study.tsv", partial(_write_tsv, study))
     brain = read_arrays(out / "truth" / "brain.safetensors")
     ceiling = np.asarray(brain["ceiling"])[np.asarray(brain["driven"])]
@@ -263,15 +270,16 @@ def phase(number: int, t_r: float) -> float:
     return round(t_r * ((number + 0.4) * GOLDEN % 1), 3)
 
 
-def plan_runs(repeats: Mapping[str, int], lasts: float, t_r: float) -> list[list[Presentation]]:
+def plan_runs(
+    repeats: Mapping[str, int], phases: Mapping[str, float], lasts: float, t_r: float
+) -> list[list[Presentation]]:
     """When each film is shown, ``FILMS_A_RUN`` a run, as often as ``repeats`` says; each lasts ``lasts`` seconds.
 
-    All films are shown once before any is shown again, in an order turned by one each time, so that a film has other
-    neighbours. A run never holds a film twice.
+    A film starts ``phases`` seconds after some volume does. All films are shown once before any is shown again, in an
+    order turned by one each time, so that a film has other neighbours. A run never holds a film twice.
     """
-    phases = {name: phase(number, t_r) for number, name in enumerate(repeats)}
     runs = []
-    for repeat in range(1, max(repeats.values()) + 1):
+    for repeat in range(1, max(repeats.values(), default=0) + 1):
         shown = [name for name, count in repeats.items() if count >= repeat]
         turned = shown[(repeat - 1) % len(shown) :] + shown[: (repeat - 1) % len(shown)]
         for start in range(0, len(turned), FILMS_A_RUN):
@@ -299,10 +307,15 @@ def run_files(stem: str, space: Space) -> dict[str, str]:
         scan = f"{stem}_space-fsLR_den-91k"
         files = {"run": f"{scan}_bold.dtseries.nii", "sidecar": f"{scan}_bold.json"}
     else:
-        scan = f"{stem}_space-MNI152NLin2009cAsym_res-4_desc"
+        scan = f"{stem}_{_SPACE}_desc"
         files = {"run": f"{scan}-preproc_bold.nii.gz", "sidecar": f"{scan}-preproc_bold.json"}
         files["mask"] = f"{scan}-brain_mask.nii.gz"
     return files | {"confounds": f"{stem}_desc-confounds_timeseries.tsv", "events": f"{stem}_events.tsv"}
+
+
+def whole_mask(subject: str) -> str:
+    """What the mask of all runs is called: voxels must be the same in all, and fMRIPrep masks each run by itself."""
+    return f"{subject}_task-film_{_SPACE}_desc-brain_mask.nii.gz"
 
 
 def study_table(
@@ -321,7 +334,8 @@ def study_table(
             "repeat": shown.repeat,
             "split": split[shown.film],
             "subject": subject,
-            **{kind: f"{subject}/func/{files[kind]}" for kind in ("mask", "confounds") if kind in files},
+            **({"mask": f"{subject}/func/{whole_mask(subject)}"} if "mask" in files else {}),
+            "confounds": f"{subject}/func/{files['confounds']}",
         }
         for run, files in zip(runs, names, strict=True)
         for shown in run
@@ -389,6 +403,7 @@ def _make_truth(
     training: Sequence[str],
     places: Places,
     *,
+    phases: Mapping[str, float],
     lasts: float,
     t_r: float,
     n_volumes: int,
@@ -410,7 +425,6 @@ def _make_truth(
             watched[name] = seen
             tell(done, len(films), f"what drives voxels in {name}")
 
-    phases = {name: phase(number, t_r) for number, name in enumerate(films)}
     n_clips = {name: int((lasts - t_r + phases[name]) / t_r) for name in films}
     order = 1 + int(lasts / DETREND_SECONDS)
     first = 1 + round(DELAY / t_r)  # the response to clip 0, which starts with the volume after the onset

@@ -33,6 +33,7 @@ from neuroclips.decoders.pretrained import (
     shared_state,
 )
 from neuroclips.decoders.semantics import SemanticsOutput
+from neuroclips.decoders.text import fit_text_projector
 from neuroclips.errors import DataError
 from neuroclips.pretrained.registry import resolve
 from neuroclips.shapes import Float32
@@ -145,9 +146,13 @@ class NeuralDecoders:
             epochs = self.epochs or getattr(chosen, f"{part}_epochs")
             return epochs * epoch_length(len(codes), batch), batch
 
+        words: dict[str, Any] = {}
+        if targets.text is not None:  # captions came with the data or were asked for: the paper's text losses
+            text = np.asarray(targets.text)
+            words = {"text": text, "projector": fit_text_projector(tokens, text, seed=self.seed)}
         n, batch = steps("semantics")
         objective: Any = SemanticsObjective(
-            codes, tokens[:, None], switches=chosen, steps=n, batch=batch, codes=True, seed=self.seed
+            codes, tokens[:, None], switches=chosen, steps=n, batch=batch, codes=True, seed=self.seed, **words
         )
         self._train(
             "semantics", self.semantics_, objective, n, chosen,
