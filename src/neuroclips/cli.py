@@ -74,16 +74,20 @@ def _directory(out: Path | None, recipe: Recipe) -> Path:
     return out or Path("runs") / f"{recipe.name}{subject}"
 
 
-def _run(recipe: str, out: Path | None, changes: dict[str, Any], until: str | None) -> None:
+def _run(recipe: str, out: Path | None, changes: dict[str, Any], until: str | None) -> dict[str, dict[str, Any]]:
     from neuroclips import pipeline  # late: torch and diffusers take seconds, --help should not
 
     loaded = load_recipe(recipe, changes)
     directory = _directory(out, loaded)
     with _interruptible():
         cards = pipeline.run(loaded, directory, until=until)
+    if until != "prepare":  # which says all of it
+        for warning in cards.get("prepare", {}).get("summary", {}).get("warnings", []):
+            typer.echo(f"warning  {warning}", err=True)
     typer.echo(f"total {sum(card['seconds'] for card in cards.values()):.0f} s of work in {directory}")
     if "report" in cards:
         typer.echo(f"scores  {directory / 'scores.json'}\nreport  {directory / 'report.html'}")
+    return cards
 
 
 @app.command(
@@ -129,8 +133,38 @@ def prepare(
     data.html, with every run, the splits and when the brain answers. A killed preparation goes on where it stopped.
     """
     changes = _about(data, subject, set_)
-    _run(recipe, out, changes, "prepare")
-    typer.echo(f"data    {_directory(out, load_recipe(recipe, changes)) / 'data.html'}")
+    cards = _run(recipe, out, changes, "prepare")
+    for name, text in prepared_lines(cards["prepare"]["summary"]):
+        typer.echo(f"{name:10}  {text}")
+    typer.echo(f"{'page':10}  {_directory(out, load_recipe(recipe, changes)) / 'data.html'}")
+
+
+def prepared_lines(said: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a preparation found, in a few lines for the terminal."""
+    delays = ", ".join(str(said["delay_trs"] + lag) for lag in said["lags"])
+    yield "data", f"subject {said['subject']}, {said['space']}, TR {said['t_r']:g} s, delay {delays} TRs"
+    for split, found in said["splits"].items():
+        minutes = found["clips"] * said["t_r"] / 60
+        runs = sum(len(segment["repeats"]) for segment in found["segments"])
+        yield (
+            split,
+            f"{len(found['segments'])} films, {found['clips']} clips ({minutes:.0f} min) of {found['scenes']} scenes, "
+            f"{runs} scans",
+        )
+        for segment in found["segments"]:
+            for reason in segment["excluded"].values():
+                yield "left out", reason
+    chosen = said["selection"]
+    yield (
+        "voxels",
+        f"{chosen['selected']:,} of {chosen['asked']:,} ({chosen['method']}); median correlation of repeats "
+        f"{chosen['median_reliability']:.2f}",
+    )
+    lag = said["lag_curve"]
+    yield "lag", f"film is decoded best {lag['best']} TRs later (correlation {max(lag['correlation']):.2f})"
+    for warning in said["warnings"]:
+        if not warning.startswith("left out: "):
+            yield "warning", warning
 
 
 def _stage_command(name: str, text: str) -> None:

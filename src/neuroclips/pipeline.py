@@ -38,8 +38,8 @@ class Stage:
     """One step of a run: ``work(run directory, own directory, recipe, console)`` returns what the card should say.
 
     ``settings`` picks the part of the recipe that changes the result; ``format`` is raised when the files change.
-    A parent is a stage, or one file of a stage that is all this one depends on (``survey/films.json``). ``always``:
-    never skipped, for it looks at files outside the run directory.
+    A parent is a stage, or one file of a stage that is all this one depends on (``survey/films.json``). ``look``
+    finds out what else the result depends on, such as files outside the run directory; its answer is part of the key.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Stage:
     parents: tuple[str, ...]
     settings: Callable[[Recipe], Any]
     format: int = 1
-    always: bool = False
+    look: Callable[[Path, Recipe, Console], Any] | None = None
 
 
 def plan(recipe: Recipe) -> list[Stage]:
@@ -70,7 +70,7 @@ def plan(recipe: Recipe) -> list[Stage]:
                 stages.source_files(r.film.movies if r.film else None),
             ],
         ),
-        Stage("survey", stages.survey, source, lambda r: [r.data], always=True),
+        Stage("survey", stages.survey, source, lambda r: [r.data], look=stages.look),
         Stage("films", stages.films, ("survey/films.json",), lambda r: [r.data.frames_per_clip, r.data.frame_size]),
         Stage("reliability", stages.reliability, ("survey/training.json",), lambda r: []),
         Stage(
@@ -78,7 +78,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.prepare,
             ("survey/scans.json", "films", "reliability"),
             lambda r: [r.data.selection, stages.selection_files(r)],
-            format=2,
+            format=3,
         ),
         Stage("targets", stages.targets, ("films",), lambda r: [r.targets, stages.weights_hashes(r)], format=2),
         Stage(
@@ -128,8 +128,8 @@ def run(
     cards: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(planned, 1):
         label = f"[bold]{number}/{len(planned)} {stage.name}[/bold]"
-        key = _key(stage, recipe, cards)
-        card = None if stage.always else _finished(directory / stage.name, key)
+        key = _key(stage, recipe, cards, stage.look and stage.look(directory, recipe, console))
+        card = _finished(directory / stage.name, key)
         if card is not None:
             console.print(f"{label}  up to date, skipped")
         else:
@@ -148,15 +148,16 @@ def _show(run_directory: Path, stage: str) -> None:
     if stage not in SHOWN:
         return
     made, shown = run_directory / stage / SHOWN[stage], run_directory / SHOWN[stage]
-    if not shown.exists() or file_hash(shown) != file_hash(made):
+    if made.exists() and (not shown.exists() or file_hash(shown) != file_hash(made)):  # older versions made fewer
         with written_aside(shown) as aside:
             shutil.copyfile(made, aside)
 
 
-def _key(stage: Stage, recipe: Recipe, cards: dict[str, dict[str, Any]]) -> str:
-    """Identity of a stage's result: its format, settings, and its parents' content."""
+def _key(stage: Stage, recipe: Recipe, cards: dict[str, dict[str, Any]], looked: Any = None) -> str:
+    """Identity of a stage's result: its format, settings, what it looked at, and its parents' content."""
     settings = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in stage.settings(recipe)]
-    return content_hash([stage.name, stage.format, settings, _parents(stage, cards)])
+    looks = [looked] if stage.look else []
+    return content_hash([stage.name, stage.format, settings, _parents(stage, cards), *looks])
 
 
 def _parents(stage: Stage, cards: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -356,5 +356,6 @@ def load_recipe(name_or_path: str | Path, changes: dict[str, Any] | None = None)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        said = [(".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in error.errors()]
+        faults = "; ".join(f"{place}: {text}" if place else text for place, text in said)
         raise RecipeError(f"recipe {name_or_path}: {faults}") from error

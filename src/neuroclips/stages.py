@@ -89,12 +89,17 @@ def _source(run: Path, recipe: Recipe, report: Report | None = None) -> Source:
     return open_source(recipe.data.root or run / "simulate" / "video_fmri_dataset", recipe.data, report)
 
 
-def survey(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Look at what is there, unpacking zips first: films.json, training.json and scans.json name every file that the
-    next stages read, with its size and time. Always done: it takes seconds, and new files make old results stale."""
+def look(run: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Every film and scan that is read, with its size and time; zips are unpacked first. New files make old results
+    stale, so this is asked in every run: it takes seconds."""
     with progress_bar(console) as report:
-        source = _source(run, recipe, report)
-    for name, files in source.identity().items():
+        return _source(run, recipe, report).identity(times=recipe.film is None)
+
+
+def survey(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """What is there: films.json, training.json and scans.json name every file that the next stages read."""
+    source = _source(run, recipe)
+    for name, files in source.identity(times=recipe.film is None).items():  # a simulation has its own stage's hashes
         write_json(own / f"{name}.json", files)
     runs = sum(len(segment.runs) for split in SPLITS for segment in source.splits[split])
     films = sum(len(source.splits[split]) for split in SPLITS)

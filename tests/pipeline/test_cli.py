@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from neuroclips import __version__, cli
 from neuroclips.data.frames import write_video
 from neuroclips.pretrained.registry import shipped
-from neuroclips.recipe import load_recipe, named_recipes
+from neuroclips.recipe import describe_recipe, named_recipes
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
 
@@ -63,7 +63,7 @@ def test_recipes_and_version(call):
     code, out, _ = call("recipes")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == named_recipes()
-    assert all(load_recipe(name).description in out for name in named_recipes())
+    assert all(describe_recipe(name) in out for name in named_recipes())
     assert call("version") == (0, f"{__version__}\n", "")
 
 
@@ -113,7 +113,7 @@ def test_a_wrong_data_root_is_named(call, tiny_run, tmp_path):
     recipe = own_recipe(tiny_run, tmp_path / "nowhere", tmp_path / "own.yaml")
     code, _, err = call("prepare", recipe, "-o", tmp_path / "run")
     assert code == 1
-    assert re.search(r"error: \S*nowhere/stimuli/seg1\.mp4: no such file; expected the film of segment 'seg1'", err)
+    assert re.search(r"error: \S*nowhere: no such folder; expected the folder of the data", err)
 
 
 def test_a_wrong_folder_of_films_is_named(call, tmp_path):

@@ -20,7 +20,8 @@ def own_recipe(tiny_run, tmp_path):
 
 def test_the_same_scans_give_the_same_decoding_without_a_simulation(tiny_run, own_recipe, tmp_path):
     cards, _ = walk(own_recipe, tmp_path / "run")
-    assert list(cards) == ["prepare", "targets", "fit", "reconstruct", "curves", "evaluate", "report"]
+    assert list(cards)[:4] == ["survey", "films", "reliability", "prepare"]
+    assert list(cards)[4:] == ["targets", "fit", "reconstruct", "curves", "evaluate", "report"]
     ours, simulated = (
         read_arrays(d / "reconstruct" / "videos.safetensors") for d in (tmp_path / "run", tiny_run.directory)
     )
@@ -34,8 +35,14 @@ def test_the_same_scans_give_the_same_decoding_without_a_simulation(tiny_run, ow
 
 
 def test_new_scans_make_old_results_stale(own_recipe, tmp_path):
-    walk(own_recipe, tmp_path / "run", until="prepare")
-    assert "prepare  up to date" in walk(own_recipe, tmp_path / "run", until="prepare")[1]
-    film = own_recipe.data.root / "stimuli" / "seg1.mp4"
+    def done():
+        said = walk(own_recipe, tmp_path / "run", until="targets")[1]
+        return [line.split()[1] for line in said.splitlines() if "  done in " in line]
+
+    assert done() == ["survey", "films", "reliability", "prepare", "targets"]
+    assert done() == []
+    film, scan = own_recipe.data.root / "stimuli" / "seg1.mp4", own_recipe.data.root / "subject1" / "fmri" / "seg3"
     os.utime(film, (1, 1))
-    assert "up to date" not in walk(own_recipe, tmp_path / "run", until="prepare")[1]
+    assert done() == ["survey", "films", "prepare", "targets"]  # what repeats have in common is not the film's affair
+    os.utime(next(scan.rglob("*.nii")), (1, 1))
+    assert done() == ["survey", "prepare"]  # a validation scan: films, their targets and training scans are as before

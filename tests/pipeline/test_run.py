@@ -1,6 +1,7 @@
 """A run is complete, traceable, skipped when nothing changed, and survives being killed."""
 
 import hashlib
+import io
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from rich.console import Console
 from tiny_run import copied, walk
 
 from neuroclips import pipeline
@@ -23,7 +25,10 @@ from neuroclips.errors import ArtefactError, DataError, RecipeError
 from neuroclips.evaluation.table import read_scores
 from neuroclips.recipe import load_recipe
 
-STAGES = ["simulate", "prepare", "targets", "fit", "reconstruct", "curves", "observe", "evaluate", "report"]
+STAGES = [
+    "simulate", "survey", "films", "reliability", "prepare", "targets", "fit", "reconstruct", "curves", "observe",
+    "evaluate", "report",
+]  # fmt: skip
 
 
 def visible(directory: Path) -> dict[str, Path]:
@@ -59,7 +64,11 @@ def test_a_card_tells_where_its_files_come_from(tiny_run, name):
     assert card["recipe"] == json.loads(tiny_run.recipe.model_dump_json())
     assert card["seed"] == tiny_run.recipe.seed
     assert card["versions"] == {p: version(p) for p in pipeline.PACKAGES}
-    assert card["parents"] == {p: tiny_run.cards[p]["content"] for p in stage.parents}
+    for parent, content in card["parents"].items():
+        of, _, file = parent.partition("/")
+        known = tiny_run.cards[of]
+        assert content == (known["files"][file]["sha256"] if file else known["content"])
+    assert tuple(card["parents"]) == stage.parents
     assert 0 < card["seconds"] < 600
     assert 0.05 < card["peak_memory_gb"] < 64
     assert card["files"] == {
@@ -87,7 +96,10 @@ def test_a_second_run_skips_everything_and_changes_nothing(tiny_run):
         ("seed", 4, {"simulate", "fit", "reconstruct", "evaluate"}),
         ("film.size", 80, {"simulate"}),
         ("brain.signal", 2, {"simulate"}),
-        ("data.delay_trs", 3, {"prepare"}),
+        ("data.delay_trs", 3, {"survey"}),
+        ("data.frame_size", 40, {"survey", "films"}),
+        ("data.selection.method", "fdr", {"survey", "prepare"}),
+        ("targets.device", "cpu", {"targets"}),
         ("ridge.targets_batch", 64, {"fit"}),
         ("decoders.prior_draws", 3, {"fit"}),
         ("generate.generators", ["blurry"], {"reconstruct"}),
@@ -107,7 +119,11 @@ def test_a_setting_belongs_to_the_stages_that_use_it(tiny_run, key, value, first
     assert inner[leaf] != value
     inner[leaf] = value
     changed = type(tiny_run.recipe).model_validate(parts)
-    keys = {s.name: pipeline._key(s, changed, tiny_run.cards) for s in pipeline.plan(changed)}
+    run, console = tiny_run.directory, Console(file=io.StringIO())
+    keys = {
+        s.name: pipeline._key(s, changed, tiny_run.cards, s.look and s.look(run, changed, console))
+        for s in pipeline.plan(changed)
+    }
     assert {name for name, new in keys.items() if new != tiny_run.cards[name]["key"]} == first_stages
 
 
@@ -128,7 +144,7 @@ def test_a_changed_setting_runs_only_the_stages_that_depend_on_it(tiny_run, tmp_
     )
     cards, said = walk(changed, run)
     assert done_stages(said) == ["evaluate", "report"]
-    assert skipped_stages(said) == STAGES[:7]
+    assert skipped_stages(said) == STAGES[: STAGES.index("evaluate")]
     assert not (run / "evaluate" / "stray.txt").exists()
     new, old = (json.loads((d / "scores.json").read_text()) for d in (run, tiny_run.directory))
     assert [row["value"] for row in new] == [row["value"] for row in old]
@@ -170,15 +186,15 @@ def test_until_stops_after_a_stage(tiny_run, tmp_path):
     for name in ("fit", "evaluate"):
         (run / name / "card.json").unlink()
     cards, said = walk(tiny_run.recipe, run, until="fit")
-    assert (list(cards), done_stages(said)) == (STAGES[:4], ["fit"])
+    assert (list(cards), done_stages(said)) == (STAGES[: STAGES.index("fit") + 1], ["fit"])
     assert not (run / "evaluate" / "card.json").exists()
 
 
 def test_unknown_stages_are_refused_before_anything_runs(tiny_run, tmp_path):
-    with pytest.raises(ArtefactError, match=r"no stage 'fitt' in this recipe; there are simulate, prepare, .*report"):
+    with pytest.raises(ArtefactError, match=r"no stage 'fitt' in this recipe; there are simulate, survey, .*report"):
         pipeline.run(tiny_run.recipe, tmp_path / "run", until="fitt")
     own = load_recipe("smoke", {"film": None, "data.root": str(tiny_run.scans)})
-    with pytest.raises(ArtefactError, match=r"no stage 'observe' in this recipe; there are prepare, "):
+    with pytest.raises(ArtefactError, match=r"no stage 'observe' in this recipe; there are survey, "):
         pipeline.run(own, tmp_path / "run", until="observe")
     assert not (tmp_path / "run").exists()
 
@@ -216,6 +232,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tiny_run, tmp_pat
     for stage, pattern in (
         ("simulate", "simulate/video_fmri_dataset/stimuli/*.mp4"),
         ("simulate", "simulate/video_fmri_dataset/subject1/fmri/*/cifti/*.nii"),
+        ("films", "films/train.safetensors"),
         ("prepare", "prepare/train.safetensors"),
         ("reconstruct", "reconstruct/ridge-1.safetensors"),
     ):

@@ -60,7 +60,7 @@ def count_volumes(path: Path) -> int:
 
 def header_t_r(path: Path) -> float | None:
     """Seconds between volumes according to the CIFTI header; None when it says nothing usable."""
-    return _seconds(open_cifti(path)[1].get_index_map(0))
+    return _seconds(open_cifti(path)[1])
 
 
 def check_volumes(path: Path, n_volumes: int, n_trs: int) -> None:
@@ -125,11 +125,15 @@ def read_run(path: Path, n_trs: int | None = None) -> Run:
             f"{path}: {len(broken)} of {N_CORTEX} voxels have values that are not finite (first: voxel {broken[0]}); "
             "expected finite values everywhere; leave the run out (data.exclude), or fill these voxels with 0"
         )
-    return Run(values, _seconds(matrix.get_index_map(0)))
+    return Run(values, _seconds(matrix))
 
 
-def _seconds(series: object) -> float | None:
-    """The step of a CIFTI series map in seconds; None when it is missing or not a time."""
+def _seconds(matrix: nib.cifti2.Cifti2Matrix) -> float | None:
+    """The step of a CIFTI file's series map in seconds; None when there is no such map, or it is not of time."""
+    try:
+        series = matrix.get_index_map(0)
+    except nib.cifti2.Cifti2HeaderError:
+        return None
     step, exponent = getattr(series, "series_step", None), getattr(series, "series_exponent", None)
     if step is None or getattr(series, "series_unit", None) != "SECOND":
         return None

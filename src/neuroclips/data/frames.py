@@ -22,6 +22,7 @@ from neuroclips.errors import DataError
 from neuroclips.shapes import Int, UInt8
 
 _BEGINNING = Fraction(0)
+_LACKING = Fraction(1, 2)  # seconds by which a film may be shorter than its index says: the last frame, rounding
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class FilmInfo:
 def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
     """The container and its first video stream; whatever FFmpeg refuses becomes a DataError that names the file."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:  # titles are written in many alphabets
             if not container.streams.video:
                 raise DataError(f"{path}: no video stream; expected a film")
             stream = container.streams.video[0]
@@ -63,8 +64,8 @@ def film_info(path: Path) -> FilmInfo:
     Raises
     ------
     DataError
-        Not a film, fewer than two frames, or a variable frame rate: some frame lies half a frame or more from where
-        the constant rate puts it, so that "the frame at time t" would be another one.
+        Not a film, a part of one, fewer than two frames, or a variable frame rate: some frame lies half a frame or more
+        from where the constant rate puts it, so that "the frame at time t" would be another one.
     """
     try:
         about = Path(path).stat()
@@ -76,7 +77,9 @@ def film_info(path: Path) -> FilmInfo:
 @lru_cache(maxsize=1024)
 def _film_info(path: Path, size: int, changed: int) -> FilmInfo:
     with _opened(path) as (container, stream):
-        stamps = np.sort([p.pts for p in container.demux(stream) if p.pts is not None and not p.is_discard])
+        packets = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.pts is not None and not p.is_discard]
+        stamps = np.sort([pts for pts, _ in packets])
+        _expect_whole(path, stream, packets)
         n = len(stamps)
         if n < 2:
             raise DataError(f"{path}: {n} video frames; expected a film")
@@ -95,6 +98,20 @@ def _film_info(path: Path, size: int, changed: int) -> FilmInfo:
             "(ffmpeg -i FILM -fps_mode cfr -r 30 NEW makes one)"
         )
     return FilmInfo(Fraction(fps), n, height, width)
+
+
+def _expect_whole(path: Path, stream: av.video.stream.VideoStream, packets: list[tuple[int, int]]) -> None:
+    """Raise DataError for a film that begins with an index of all its frames, as films for the web do, and lacks some.
+
+    Frames are not counted: films that were trimmed without being written anew have more of them than they show.
+    """
+    if not (packets and stream.frames and stream.duration and stream.time_base):  # there is no such index
+        return
+    there = max(pts + duration for pts, duration in packets) - min(pts for pts, _ in packets)
+    lacking = (stream.duration - there) * stream.time_base
+    if lacking > _LACKING:
+        whole = float(stream.duration * stream.time_base)
+        raise DataError(f"{path}: truncated; {whole - float(lacking):.3f} s of {whole:.3f} s; fetch it again")
 
 
 def count_trs(path: Path, info: FilmInfo, t_r: float) -> int:

@@ -70,7 +70,8 @@ def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None
     """All three stages, into ``films``, ``reliability`` and ``prepare`` of ``out``; ``load_clips(out / "prepare")``
     opens the result.
 
-    ``progress(done, total, what)`` is called before each scan and film. Returns ``prepare_bold``'s summary.
+    ``progress(done, total, what)`` is called before each scan and film. Returns ``prepare_bold``'s summary, whose
+    warnings are logged.
 
     Raises
     ------
@@ -81,7 +82,10 @@ def prepare(root: Path, recipe: DataRecipe, out: Path, progress: Progress | None
     out, source = Path(out), open_source(Path(root), recipe, progress)
     prepare_films(source, recipe, out / "films", progress)
     measure_reliability(source, out / "reliability", progress)
-    return prepare_bold(source, recipe, out / "films", out / "reliability", out / "prepare", progress)
+    summary = prepare_bold(source, recipe, out / "films", out / "reliability", out / "prepare", progress)
+    for text in summary["warnings"]:
+        log.warning(text)
+    return summary
 
 
 class _Steps:
@@ -177,8 +181,7 @@ def prepare_bold(
 ) -> dict[str, Any]:
     """Select voxels, and write ``train``, ``validation``, ``test`` and ``voxels`` (.safetensors) and ``segments.json``.
 
-    Returns the summary for the stage's card: what was found, left out and selected, and every doubt under ``warnings``
-    (which are logged, too).
+    Returns the summary for the stage's card: what was found, left out and selected, and every doubt under ``warnings``.
     """
     out = Path(out)
     warnings = source.warnings
@@ -202,8 +205,6 @@ def prepare_bold(
     write_json(out / "segments.json", about | {"films": os.path.relpath(films, out)})  # a run directory may be moved
     step("lag curve")
     curve = _measure_lag(source, load_clips(out), warnings)
-    for text in warnings:
-        log.warning(text)
     return {
         "subject": recipe.subject,
         "layout": recipe.layout,
@@ -365,7 +366,7 @@ def _measure_lag(source: Source, data: Prepared, warnings: list[str]) -> dict[st
     """Decodability at lags from 0 TRs to 2 beyond the delay (4 at least), fitted on a few training segments and tried
     on the validation segments."""
     delay = data.delay_trs
-    lags = list(range(max(4, delay + 2) + 1))
+    lags = list(range(max(4, source.delays[-1] + 2) + 1))
 
     def part(clips: Clips) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ends = np.cumsum(np.bincount(clips.segment))  # segments are in order
@@ -376,10 +377,11 @@ def _measure_lag(source: Source, data: Prepared, warnings: list[str]) -> dict[st
 
     curve = lag.row_lags(part(data.train), part(data.validation), [k - delay for k in lags])
     best = int(curve.argmax())
-    if curve[best] > max(lag.meaningful(len(data.validation)), curve[delay] + lag.MARGIN):
+    seen = max(source.delays, key=lambda k: curve[k] if k < len(curve) else -1)  # the best of those that are seen
+    if curve[best] > max(lag.meaningful(len(data.validation)), curve[seen] + lag.MARGIN):
         warnings.append(
             f"responses decode the film best at a lag of {best} TRs (correlation {curve[best]:.3f}), not at "
-            f"data.delay_trs = {delay} ({curve[delay]:.3f})"
+            f"data.delay_trs = {seen} ({curve[seen]:.3f})"
         )
     return {"lag_trs": lags, "correlation": [float(c) for c in curve], "best": best}
 

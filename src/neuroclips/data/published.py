@@ -166,9 +166,9 @@ class TensorSource:
         chosen = slice(first, first + segment.n_trs)
         return tensors.captions[chosen], None if tensors.text is None else tensors.text[chosen]
 
-    def identity(self) -> dict[str, dict[str, Any]]:
+    def identity(self, times: bool = True) -> dict[str, dict[str, Any]]:
         names = {split: [s.name for s in self.splits[split]] for split in SPLITS}
-        files = self._files(self.tensors.subject)
+        files = [(Path(name).name, size, changed) for name, size, changed in self._files(self.tensors.subject)]
         grid = {"t_r": self.t_r, "shift": self._shift, "splits": names, "files": files}
         runs = {s.name: list(s.runs) for split in SPLITS for s in self.splits[split]}
         scans = {**grid, "delays": list(self.delays), "runs": runs}

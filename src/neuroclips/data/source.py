@@ -6,6 +6,7 @@ prepares arrays from it (``prepare``) does not know which kind it is.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -16,11 +17,12 @@ import numpy as np
 from neuroclips.data.bold import Run, read_run, standardise
 from neuroclips.data.cc2017 import N_CORTEX
 from neuroclips.data.frames import FilmInfo, read_clips, scene_cuts
+from neuroclips.data.rois import cortex_rois, mask_from_file, volume_rois
 from neuroclips.data.timing import check_delays, default_delay
 from neuroclips.data.volumes import VolumeMask, read_nifti_run
 from neuroclips.errors import DataError
-from neuroclips.recipe import DataRecipe
-from neuroclips.shapes import Float32, UInt8
+from neuroclips.recipe import DataRecipe, SelectionRecipe
+from neuroclips.shapes import Bool, Float32, UInt8
 
 SPLITS = ("train", "validation", "test")
 # Selection correlates the repeats of training segments; the other splits only need an answer.
@@ -98,8 +100,11 @@ class Source(Protocol):
         """A sentence for each clip of a segment, and unit embeddings of them, where they came with the data."""
         ...
 
-    def identity(self) -> dict[str, dict[str, Any]]:
-        """JSON-like: what films, training scans and all scans are, so that a change of one makes results stale."""
+    def identity(self, times: bool = True) -> dict[str, dict[str, Any]]:
+        """JSON-like: what films, training scans and all scans are, so that a change of one makes results stale.
+
+        Files are known by name, size and, with ``times``, time of change (ns).
+        """
         ...
 
 
@@ -134,6 +139,7 @@ class ScanSource:
 
     def __init__(
         self,
+        root: Path,
         splits: dict[str, tuple[Segment, ...]],
         *,
         t_r: float,
@@ -144,6 +150,7 @@ class ScanSource:
         warnings: list[str] | None = None,
     ):
         check_splits(splits)
+        self.root = root  # what files are named from, so that a folder may be moved
         self.splits, self.others, self.t_r, self.delays, self.mask = splits, others, t_r, delays, mask
         self.detrend = detrend
         self.space = CORTEX if mask is None else f"volume, mask {mask.path.name}"
@@ -200,10 +207,10 @@ class ScanSource:
     def captions(self, segment: Segment) -> None:
         return None
 
-    def identity(self) -> dict[str, dict[str, Any]]:
+    def identity(self, times: bool = True) -> dict[str, dict[str, Any]]:
         def known(path: Path) -> list[Any]:
             about = path.stat()
-            return [str(path), about.st_size, about.st_mtime_ns]
+            return [os.path.relpath(path, self.root), about.st_size, *([about.st_mtime_ns] if times else [])]
 
         def scans(segments: tuple[Segment, ...]) -> list[Any]:
             return [
@@ -220,3 +227,29 @@ class ScanSource:
             "training": cleaning | {"scans": scans(self.splits["train"])},
             "scans": cleaning | {"scans": scans(self.segments), "others": scans(self.others)},
         }
+
+
+def asked_voxels(source: Source, recipe: SelectionRecipe) -> Bool[np.ndarray, " G"]:
+    """Which voxels of a source anatomy allows: those of the recipe's areas and of its mask file; all, by default.
+
+    Raises DataError for an unknown area, a mask that does not fit, none that is in both, and where nothing is known of
+    the places of voxels.
+    """
+    asked = np.ones(source.n_voxels, bool)
+    if not (recipe.rois or recipe.mask):
+        return asked
+    if not isinstance(source, ScanSource):
+        raise DataError(f"selection.rois and selection.mask need to know where voxels are; this is a {source.space}")
+    if recipe.rois and source.mask is None:
+        asked &= cortex_rois(recipe.rois, recipe.hemisphere)
+    elif recipe.rois and source.mask is not None:
+        if recipe.atlas is None:
+            raise DataError(
+                f"selection.rois: {', '.join(recipe.rois)} in a volume; expected an atlas in selection.atlas"
+            )
+        asked &= volume_rois(recipe.rois, recipe.atlas, recipe.atlas_labels, source.mask)
+    if recipe.mask is not None:
+        asked &= mask_from_file(recipe.mask, source.mask)
+    if not asked.any():
+        raise DataError(f"{recipe.mask}: none of its voxels is in {', '.join(recipe.rois)}; expected some in both")
+    return asked

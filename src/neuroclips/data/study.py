@@ -15,7 +15,7 @@ from neuroclips.data.bold import check_volumes, count_volumes
 from neuroclips.data.cc2017 import SUSPECT, TRAILING_SPARES, dataset_folder, film_path, find_runs, wanted
 from neuroclips.data.frames import count_trs, film_info
 from neuroclips.data.published import TensorSource
-from neuroclips.data.source import SPLITS, Scan, ScanSource, Segment, Source, delays_of
+from neuroclips.data.source import SPLITS, Scan, ScanSource, Segment, Source, asked_voxels, delays_of
 from neuroclips.data.table import table_source
 from neuroclips.data.volumes import VolumeMask, count_nifti_volumes, read_mask
 from neuroclips.errors import DataError
@@ -36,12 +36,15 @@ def open_source(root: Path, recipe: DataRecipe, progress: Progress | None = None
         was expected. Missing repeats and runs of a wrong length are not errors: they are left out and reported.
     """
     if recipe.layout == "table":
-        return table_source(root, recipe)
-    if not Path(root).is_dir():
+        source: Source = table_source(root, recipe)
+    elif not Path(root).is_dir():
         raise DataError(f"{root}: no such folder; expected the folder of the data")
-    if recipe.layout == "tensors":
-        return TensorSource(root, recipe, progress)
-    return cc2017_source(root, recipe, progress)
+    elif recipe.layout == "tensors":
+        source = TensorSource(root, recipe, progress)
+    else:
+        source = cc2017_source(root, recipe, progress)
+    asked_voxels(source, recipe.selection)  # what is wrong there is met now, not after all scans are read
+    return source
 
 
 def cc2017_source(root: Path, recipe: DataRecipe, progress: Progress | None = None) -> ScanSource:
@@ -70,7 +73,7 @@ def cc2017_source(root: Path, recipe: DataRecipe, progress: Progress | None = No
     other = recipe.wrong_subject
     others = () if other is None else tuple(find(other, name, "test") for name in recipe.test)
     return ScanSource(
-        splits, t_r=t_r, delays=delays, others=others, mask=mask, detrend=recipe.detrend, warnings=warnings
+        folder, splits, t_r=t_r, delays=delays, others=others, mask=mask, detrend=recipe.detrend, warnings=warnings
     )
 
 

@@ -186,7 +186,7 @@ def table_source(path: Path, recipe: DataRecipe) -> ScanSource:
         splits[split].append(segment)
     _check_overlaps(path, [segment for split in SPLITS for segment in splits[split]], t_r)
     return ScanSource(
-        {split: tuple(found) for split, found in splits.items()},
+        path.parent, {split: tuple(found) for split, found in splits.items()},
         t_r=t_r, delays=delays, mask=mask, detrend=recipe.detrend, warnings=warnings,
     )  # fmt: skip
 

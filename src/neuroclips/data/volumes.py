@@ -243,8 +243,8 @@ def _open(path: Path) -> nib.Nifti1Image:
         raise DataError(f"{path}: {type(image).__name__}; expected a NIfTI volume (x, y, z)")
     if image.get_data_dtype().kind not in "iuf":
         raise DataError(f"{path}: values of type {image.get_data_dtype()}; expected real numbers")
-    if 0 in image.shape:
-        raise DataError(f"{path}: dimensions {_shape(image)}; expected none of them to be 0")
+    if any(size < 1 for size in image.shape):
+        raise DataError(f"{path}: dimensions {_shape(image)}; expected none of them below 1")
     return image
 
 

@@ -43,9 +43,9 @@ class Curve:
     y_label: str
     series: Sequence[Series]
     levels: Mapping[str, SupportsFloat] = field(default_factory=dict)
-    marks: Mapping[str, Numbers] = field(default_factory=dict)
     note: str = ""
     logarithmic: bool = False
+    marks: Mapping[str, Numbers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

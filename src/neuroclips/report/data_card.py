@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import cv2
@@ -76,6 +77,13 @@ class DataCard:
     def columns(self) -> list[str]:
         """Those of ``runs`` that not every data set has something to say in."""
         return [name for name in ("motion", "misfit", "still", "file") if any(row[name] for row in self.runs)]
+
+    @property
+    def ending(self) -> str:
+        """What all files' names end in, from an underscore or a dot on: BIDS names are long."""
+        letters = zip(*(reversed(row["file"]) for row in self.runs if row["file"]))
+        common = [letter for letter, *_ in takewhile(lambda column: len(set(column)) == 1, letters)]
+        return re.sub(r"^[^_.]*", "", "".join(reversed(common)))
 
 
 def data_card(prepared: Prepared, summary: Mapping[str, Any]) -> DataCard:
@@ -247,8 +255,8 @@ def _films(clips: Clips, split: Mapping[str, Any]) -> dict[str, Any]:
     for number in np.unique(np.linspace(0, n - 1, min(n, STRIPS)).round().astype(int)):
         segment = split["segments"][number]
         rows = np.flatnonzero(np.asarray(clips.segment) == number)
-        places = np.linspace(0, len(rows) - 1, 2 * FRAMES + 1)[1::2]  # the middles of so many equal parts
-        frames = [_thumbnail(clips.frames[rows[round(p)], clips.n_frames // 2]) for p in places]
+        middles = (2 * np.arange(FRAMES) + 1) * len(rows) // (2 * FRAMES)  # of so many equal parts
+        frames = [_thumbnail(clips.frames[row, clips.n_frames // 2]) for row in rows[middles]]
         strips.append(
             {
                 "name": segment["name"],
@@ -348,8 +356,8 @@ def _facts(source: Mapping[str, Any]) -> dict[str, str]:
             )
             facts[f"{split} responses"] = (
                 f"{part['segments']} segments, {part['repeats']} repeats, {part['voxels']:,} voxels; {scaled}; "
-                f"{part['constant_voxels']} voxels never change, {part['sometimes_constant_voxels']} stand still in some "
-                "segments"
+                f"{part['constant_voxels']} voxels never change, {part['sometimes_constant_voxels']} do not in "
+                "some segments"
             )
     if source.get("missing_repeats"):
         facts["empty repeats"] = "; ".join(named(place) for place in source["missing_repeats"])
