@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import safetensors.numpy
 
 from neuroclips.artefacts import (
     ArrayWriter,
+    GrowingArrays,
     content_hash,
     file_hash,
     kept_rows,
@@ -53,6 +56,73 @@ def test_an_interrupted_writer_leaves_the_old_file_and_no_part(tmp_path):
         raise KeyboardInterrupt
     assert read_arrays(path)["x"][0] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+SPECS = {"bold": ((4, 2, 3), "F32"), "seen": ((4,), "U8")}
+
+
+def fill(path, parts, stop=None):
+    """Write a row a part; returns the parts that were written now. ``stop`` is interrupted in the middle."""
+    growing, written = GrowingArrays(path, SPECS), []
+    for number, part in enumerate(parts):
+        if growing.has(part):
+            continue
+        with growing.part(part) as arrays:
+            arrays["bold"][number] = number + 1
+            if part == stop:
+                raise KeyboardInterrupt
+            arrays["seen"][number] = 1
+        written.append(part)
+    growing.close()
+    return written
+
+
+def test_growing_arrays_go_on_with_the_part_they_were_at(tmp_path):
+    path, parts = tmp_path / "deep" / "a.safetensors", ["a", "b", "c", "d"]
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, parts, stop="c")
+    assert not path.exists()  # what is not whole is not visible
+    assert all(p.name.startswith(".") for p in path.parent.iterdir())
+    assert fill(path, parts) == ["c", "d"]
+    found = safetensors.numpy.load_file(path)
+    np.testing.assert_array_equal(found["bold"], np.arange(1, 5)[:, None, None] * np.ones((4, 2, 3)))
+    assert found["seen"].tolist() == [1, 1, 1, 1]
+    assert fill(path, parts) == []
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_growing_arrays_of_another_shape_start_anew(tmp_path):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, ["a", "b"], stop="b")
+    growing = GrowingArrays(path, {**SPECS, "seen": ((5,), "U8")})
+    assert not growing.has("a")
+    whole = GrowingArrays(tmp_path / "b.safetensors", SPECS)
+    whole.close()
+    assert GrowingArrays(tmp_path / "b.safetensors", SPECS).has("anything")
+    (tmp_path / "b.safetensors").write_bytes(b"damaged")
+    assert not GrowingArrays(tmp_path / "b.safetensors", SPECS).has("anything")
+
+
+def test_a_full_disk_is_met_before_anything_is_mapped(tmp_path):
+    """Through a memory map it would kill the process; here it is an error, in a process that may write 2 MB."""
+    script = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+from pathlib import Path
+from neuroclips.artefacts import ArrayWriter, GrowingArrays, write_arrays
+from neuroclips.errors import ArtefactError
+path, specs = Path({str(tmp_path)!r}) / "a.safetensors", {{"bold": ((1000, 1000), "F32")}}
+for make in (lambda: GrowingArrays(path, specs), lambda: ArrayWriter(path, specs).__enter__()):
+    try:
+        make()
+    except ArtefactError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("no room for 0.00 GB of arrays") == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, -4])

@@ -137,4 +137,8 @@ def _write_captions(
             split: np.concatenate([clip.texts(sentences[i : i + CHUNK]) for i in range(0, len(sentences), CHUNK)])
             for split, sentences in captions.items()
         }
-    write_arrays(out / "text.safetensors", text)
+    write_arrays(out / "text.safetensors", {split: _unit(vectors) for split, vectors in text.items()})
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)

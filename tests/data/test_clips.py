@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from neuroclips.data.clips import neighbour, refuse_test_clips
+from neuroclips.data.clips import neighbour, refuse_test_clips, shifted
 from neuroclips.errors import DataError, SplitLeakError
 
 
@@ -90,3 +90,28 @@ def test_neighbours_of_clips_that_start_between_trs():
 def test_two_clips_at_one_time_are_refused():
     with pytest.raises(DataError, match="segment 3 start at 2 s"):
         neighbour(np.array([3, 3, 3]), np.array([2.0, 4.0, 2.4]), 2.0, -1)
+
+
+def test_inputs_are_the_responses_at_several_lags(make_clips):
+    clips, _ = make_clips(n_segments=3, clips=7)
+    own, v = clips.responses(), clips.n_voxels
+    np.testing.assert_array_equal(clips.inputs(), own)
+    seen = replace(clips, lags=(0, 2, 3)).inputs()
+    assert seen.shape == (21, 3 * v)
+    np.testing.assert_array_equal(seen[:, :v], own)
+    for number, lag in ((1, 2), (2, 3)):
+        part = seen[:, number * v : (number + 1) * v]
+        np.testing.assert_array_equal(part[: 7 - lag], own[lag:7])
+        assert not part[7 - lag : 7].any()  # beyond the end of a run: the mean, not the next segment's start
+        assert part[7 : 14 - lag].any()
+    order = np.random.default_rng(0).permutation(21)
+    np.testing.assert_array_equal(replace(clips, lags=(0, 2, 3)).take(order).inputs(), seen[order])
+
+
+def test_shifted_rows_stay_in_their_segment():
+    segment = np.array([0, 0, 0, 2, 2, 5])
+    for shift in range(-4, 5):
+        for row, source in enumerate(shifted(segment, shift)):
+            other = row + shift
+            inside = 0 <= other < 6 and segment[other] == segment[row]
+            assert source == (other if inside else -1)

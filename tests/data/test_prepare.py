@@ -15,7 +15,9 @@ from neuroclips.data.bold import clean, read_run
 from neuroclips.data.cc2017 import find_runs
 from neuroclips.data.clips import TestClips, TrainingClips, ValidationClips
 from neuroclips.data.lag import lag_curve, thumbnails
-from neuroclips.data.prepare import load_clips, prepare, scene_of
+from neuroclips.data.prepare import load_clips, prepare, prepare_bold, scene_of
+from neuroclips.data.rois import cortex_rois
+from neuroclips.data.source import ScanSource
 from neuroclips.data.study import open_source
 from neuroclips.errors import ArtefactError, DataError
 from neuroclips.recipe import DataRecipe
@@ -258,3 +260,73 @@ def test_lag_curve_without_signal_is_flat():
                       np.c_[rng.normal(size=(90, 5)), np.ones(90)])  # fmt: skip
     assert np.abs(curve).max() < 0.25
     assert lag_curve(np.zeros((1, 8, 2)), np.zeros((8, 1)), np.zeros((1, 9, 2)), np.zeros((9, 1))).tolist() == [0]
+
+
+@pytest.mark.parametrize(("what", "calls"), [("film", 3), ("responses", 4), ("responses", 15)])
+def test_an_interrupted_preparation_goes_on_with_the_scan_it_was_at(root, prepared, tmp_path, monkeypatch, what, calls):
+    """7 training scans for their reliability, then every scan at the selected voxels."""
+    counted = {"film": 0, "responses": 0}
+
+    def counting(name, stop):
+        inner = getattr(ScanSource, name)
+
+        def work(self, *arguments, **named):
+            if (name, counted[name]) == (what, stop):
+                raise KeyboardInterrupt
+            counted[name] += 1
+            return inner(self, *arguments, **named)
+
+        return work
+
+    with monkeypatch.context() as patched:
+        for name in counted:
+            patched.setattr(ScanSource, name, counting(name, calls))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(root, recipe(), tmp_path)
+    assert not (tmp_path / "prepare" / "test.safetensors").exists()
+    first = dict(counted)
+    with monkeypatch.context() as patched:
+        for name in counted:
+            patched.setattr(ScanSource, name, counting(name, None))
+        prepare(root, recipe(), tmp_path)
+    runs = sum(len(list((root / f"subject{SUBJECT}/fmri/{name}/cifti").glob("*.nii"))) for name in SEGMENTS) - 1
+    # Nothing is read twice, but for a training segment that was begun: its repeats are correlated together.
+    begun = (calls % 7) % 2 if (what, calls) == ("responses", 4) else 0
+    assert counted == {"film": len(SEGMENTS), "responses": 7 + runs + begun}
+    assert first[what] == calls
+    for path in prepared[0].parent.rglob("*.safetensors"):
+        assert (tmp_path / path.relative_to(prepared[0].parent)).read_bytes() == path.read_bytes()
+
+
+def test_another_selection_reads_no_statistics_again(root, prepared, tmp_path, monkeypatch):
+    again = copied(prepared[0].parent, tmp_path / "again")
+    shutil.rmtree(again / "prepare")
+    read = []
+    inner = ScanSource.responses
+    monkeypatch.setattr(
+        ScanSource, "responses", lambda self, segment, repeat, voxels=None: (
+            read.append((segment.split, voxels is None)), inner(self, segment, repeat, voxels))[1],
+    )  # fmt: skip
+    chosen = recipe(selection={"method": "top", "top": 90, "rois": ["visual"], "hemisphere": "left"})
+    source = open_source(root, chosen)
+    summary = prepare_bold(source, chosen, again / "films", again / "reliability", again / "prepare")
+    assert not any(whole for _, whole in read)
+    areas = cortex_rois(["visual"], "left")
+    data = load_clips(again / "prepare")
+    assert (data.mask.sum(), (data.mask & ~areas).sum(), data.test.bold.shape[2]) == (90, 0, 90)
+    assert summary["selection"]["asked"] == areas.sum()
+    np.testing.assert_array_equal(data.p, load_clips(prepared[0]).p)
+
+
+def test_several_delays_pair_with_the_first_and_are_seen_together(root, prepared, tmp_path):
+    summary = prepare(root, recipe(delay_trs=[1, 2, 4]), tmp_path)
+    data, single = load_clips(tmp_path / "prepare"), load_clips(prepared[0])
+    assert (data.delay_trs, data.lags, summary["lags"]) == (1, (0, 1, 3), [0, 1, 3])
+    assert not any("decode the film best" in warning for warning in summary["warnings"])  # 2 is among them
+    assert data.train.inputs().shape == (43, 3 * TOP)
+    # Volume 2 of the middle lag is the one that a delay of 2 pairs, up to the crop that it is z-scored over.
+    both = data.mask & single.mask
+    ours = data.train.inputs()[:12, TOP : 2 * TOP][:, both[data.mask]]
+    theirs = single.train.responses()[:12, both[single.mask]]
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
+    assert np.corrcoef(ours[1:].ravel(), theirs[:-1].ravel())[0, 1] < 0.4

