@@ -149,7 +149,7 @@ def prepared_lines(said: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             split,
             f"{len(found['segments'])} films, {found['clips']} clips ({minutes:.0f} min) of {found['scenes']} scenes, "
-            f"{runs} scans",
+            f"{runs} presentations",
         )
         for segment in found["segments"]:
             for reason in segment["excluded"].values():

@@ -123,11 +123,12 @@ def run(
     names = [stage.name for stage in planned]
     if until is not None and until not in names:
         raise ArtefactError(f"no stage {until!r} in this recipe; there are {', '.join(names)}")
+    planned = planned[: names.index(until) + 1] if until is not None else planned
     for stage in planned:
         stage.settings(recipe)  # a folder of weights or scans that is not there is met now, not after minutes of work
     cards: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(planned, 1):
-        label = f"[bold]{number}/{len(planned)} {stage.name}[/bold]"
+        label = f"[bold]{number}/{len(names)} {stage.name}[/bold]"
         key = _key(stage, recipe, cards, stage.look and stage.look(directory, recipe, console))
         card = _finished(directory / stage.name, key)
         if card is not None:
@@ -138,8 +139,6 @@ def run(
             console.print(f"{label}  done in {card['seconds']:.0f} s, peak memory {card['peak_memory_gb']:.1f} GB")
         cards[stage.name] = card
         _show(directory, stage.name)
-        if stage.name == until:
-            break
     return cards
 
 

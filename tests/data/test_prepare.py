@@ -298,6 +298,28 @@ def test_an_interrupted_preparation_goes_on_with_the_scan_it_was_at(root, prepar
         assert (tmp_path / path.relative_to(prepared[0].parent)).read_bytes() == path.read_bytes()
 
 
+def test_what_was_odd_is_said_whichever_run_read_it(root, tmp_path, monkeypatch):
+    odd = copied(root, tmp_path / "data")
+    path = run_path(odd, "seg1", 1)
+    values = read_run(path, 14).values
+    path.unlink()
+    write_run(path, values, t_r=1.0)
+    inner, met = ScanSource.responses, []
+
+    def until_the_test(self, segment, repeat, voxels=None):
+        if segment.split == "test" and not met:
+            met.append(segment.name)
+            raise KeyboardInterrupt
+        return inner(self, segment, repeat, voxels)
+
+    monkeypatch.setattr(ScanSource, "responses", until_the_test)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(odd, recipe(), tmp_path / "out")
+    summary = prepare(odd, recipe(), tmp_path / "out")
+    assert sum("its header states a TR of 1 s" in warning for warning in summary["warnings"]) == 1
+    assert summary["constant_voxels"]["seg1_1_Atlas.dtseries.nii"] == 1
+
+
 def test_another_selection_reads_no_statistics_again(root, prepared, tmp_path, monkeypatch):
     again = copied(prepared[0].parent, tmp_path / "again")
     shutil.rmtree(again / "prepare")

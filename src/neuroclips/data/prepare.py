@@ -20,14 +20,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from neuroclips.artefacts import GrowingArrays, read_arrays, write_arrays, write_json
+from neuroclips.artefacts import GrowingArrays, read_arrays, read_json, write_arrays, write_json
 from neuroclips.data import lag
 from neuroclips.data.clips import Clips, TestClips, TrainingClips, ValidationClips
-from neuroclips.data.rois import cortex_rois, mask_from_file, volume_rois
 from neuroclips.data.selection import FALLBACK, MINIMUM, Selection, repeat_correlation, select_voxels
-from neuroclips.data.source import CORTEX, SPLITS, ScanSource, Segment, Source
+from neuroclips.data.source import CORTEX, SPLITS, Segment, Source, asked_voxels
 from neuroclips.data.study import open_source
-from neuroclips.errors import ArtefactError, DataError
+from neuroclips.errors import ArtefactError
 from neuroclips.recipe import DataRecipe, SelectionRecipe
 from neuroclips.shapes import Bool, Float, Float32
 
@@ -184,6 +183,11 @@ def prepare_bold(
     Returns the summary for the stage's card: what was found, left out and selected, and every doubt under ``warnings``.
     """
     out = Path(out)
+    said = out / ".said.json"  # what was odd about scans that a killed run has read already
+    if said.exists():
+        before = read_json(said)
+        source.warnings[:] = list(dict.fromkeys([*source.warnings, *before["warnings"]]))
+        source.constant.update(before["constant"])
     warnings = source.warnings
     selection, asked = _select(source, recipe.selection, reliability, warnings)
     scans = [segment for split in SPLITS for segment in source.splits[split]] + list(source.others)
@@ -232,23 +236,7 @@ def _select(
     source: Source, recipe: SelectionRecipe, reliability: Path, warnings: list[str]
 ) -> tuple[Selection, Bool[np.ndarray, " G"]]:
     """The voxels that answer the training film alike in every repeat, among those that anatomy allows."""
-    asked = np.ones(source.n_voxels, bool)
-    mask = source.mask if isinstance(source, ScanSource) else None
-    placed = isinstance(source, ScanSource)
-    if (recipe.rois or recipe.mask) and not placed:
-        raise DataError(f"selection.rois and selection.mask need to know where voxels are; this is a {source.space}")
-    if recipe.rois and mask is None:
-        asked &= cortex_rois(recipe.rois, recipe.hemisphere)
-    elif recipe.rois and mask is not None:
-        if recipe.atlas is None:
-            raise DataError(
-                f"selection.rois: {', '.join(recipe.rois)} in a volume; expected an atlas in selection.atlas"
-            )
-        asked &= volume_rois(recipe.rois, recipe.atlas, recipe.atlas_labels, mask)
-    if recipe.mask is not None:
-        asked &= mask_from_file(recipe.mask, mask)
-    if not asked.any():
-        raise DataError(f"{recipe.mask}: none of its voxels is in {', '.join(recipe.rois)}; expected some in both")
+    asked = asked_voxels(source, recipe)
     r = np.asarray(read_arrays(Path(reliability) / "repeats.safetensors")["r"])
     selection = select_voxels(r, recipe, asked)
     if selection.fallback:
@@ -281,6 +269,7 @@ def _write_bold(
                 arrays["bold"][rows, repeat - 1] = found
                 arrays["present"][rows, repeat - 1] = True
                 arrays["still"][number, repeat - 1] = int((~found.any(axis=0)).sum())
+                write_json(path.parent / ".said.json", {"warnings": source.warnings, "constant": source.constant})
     growing.close()
     still = read_arrays(path)["still"]
     return {s.name: {k: int(still[n, k - 1]) for k in s.runs} for n, s in enumerate(segments)}
@@ -290,12 +279,12 @@ def _describe_split(
     path: Path, films: Path, segments: Sequence[Segment], still: dict[str, dict[int, int]], warnings: list[str]
 ) -> dict[str, Any]:
     """The split for the card: every run with its agreement with the other repeats, scenes, effective n."""
-    arrays = read_arrays(path)
     scene = np.asarray(read_arrays(Path(films) / path.name)["scene"])
     described, sizes = [], list[np.ndarray]()
-    b, r = arrays["present"].shape
+    b, r, v = read_arrays(path)["bold"].shape
     for segment, rows in _placed(segments):
-        agreement = _agreement(arrays["bold"][rows], list(segment.runs))
+        # Mapped anew for each segment: what was read through a map counts as memory of this process until it is closed.
+        agreement = _agreement(read_arrays(path)["bold"][rows], list(segment.runs))
         _doubt(segment, agreement, warnings)
         sizes.append(np.bincount(scene[rows]))
         described.append(
@@ -322,7 +311,7 @@ def _describe_split(
         )  # fmt: skip
     n = np.concatenate(sizes)
     return {
-        "clips": b, "repeats": r, "voxels": arrays["bold"].shape[2], "scenes": len(n),
+        "clips": b, "repeats": r, "voxels": v, "scenes": len(n),
         "effective_n": float(n.sum() ** 2 / (n**2).sum()), "segments": described,
     }  # fmt: skip
 
@@ -370,14 +359,14 @@ def _measure_lag(source: Source, data: Prepared, warnings: list[str]) -> dict[st
 
     def part(clips: Clips) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ends = np.cumsum(np.bincount(clips.segment))  # segments are in order
-        n = int(ends[max(1, np.searchsorted(ends, _LAG_CLIPS, side="right")) - 1])  # whole ones
+        n = int(ends[max(1, int(np.searchsorted(ends, _LAG_CLIPS, side="right"))) - 1])  # whole ones
         chosen = replace(clips, frames=clips.frames[:, :1]).take(np.arange(n))  # without a gigabyte of film
         film = [lag.thumbnails(clips.frames[start : min(start + 64, n)]) for start in range(0, n, 64)]
         return chosen.responses(), np.concatenate(film), np.asarray(chosen.segment)
 
     curve = lag.row_lags(part(data.train), part(data.validation), [k - delay for k in lags])
     best = int(curve.argmax())
-    seen = max(source.delays, key=lambda k: curve[k] if k < len(curve) else -1)  # the best of those that are seen
+    seen = max(source.delays, key=lambda k: float(curve[k]))  # the best of those that decoders see
     if curve[best] > max(lag.meaningful(len(data.validation)), curve[seen] + lag.MARGIN):
         warnings.append(
             f"responses decode the film best at a lag of {best} TRs (correlation {curve[best]:.3f}), not at "

@@ -157,7 +157,6 @@ class ScanSource:
         self.n_voxels = N_CORTEX if mask is None else mask.n_voxels
         self.warnings = list(warnings or [])
         self.constant: dict[str, int] = {}
-        self._other_t_r = False
         for segment in self.segments:
             for reason in segment.excluded.values():
                 self.warnings.append(f"left out: {reason}")
@@ -176,8 +175,9 @@ class ScanSource:
     def responses(self, segment: Segment, repeat: int, voxels: np.ndarray | None = None) -> Float32[np.ndarray, "T V"]:
         scan = segment.runs[repeat]
         run = self._read(scan)
-        if (run.t_r is None or abs(run.t_r - self.t_r) > _T_R_TOLERANCE) and not self._other_t_r:
-            self._other_t_r = True  # said once: the other headers went through the same tools
+        # Said once: the other headers went through the same tools.
+        other = run.t_r is None or abs(run.t_r - self.t_r) > _T_R_TOLERANCE
+        if other and not any("its header states" in text for text in self.warnings):
             stated = "no usable TR" if run.t_r is None else f"a TR of {run.t_r:g} s"
             self.warnings.append(
                 f"{scan.path}: its header states {stated}; the recipe's {self.t_r:g} s is used for all scans"

@@ -1,7 +1,7 @@
 """What is on disk, checked before anything is computed: the source that a recipe names.
 
-Splits are made of whole segments only, so a cut never falls inside a run and no guard between neighbours in time is
-needed: the responses of two splits share neither a scene nor a haemodynamic tail.
+Splits are made of whole segments only. In CC2017 each has runs of its own, so the responses of two splits share neither
+a scene nor a haemodynamic tail; in a table, a pause between films of two splits in one run sees to that.
 """
 
 from __future__ import annotations

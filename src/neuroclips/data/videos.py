@@ -273,7 +273,7 @@ def _in_words(shape: Sequence[int]) -> str:
 
 def _film_shape(path: Path) -> tuple[int, int, int]:
     """(F, H, W) of a film, from its packets."""
-    with _reading(path, "a film"), av.open(str(path)) as container:
+    with _reading(path, "a film"), av.open(str(path), metadata_errors="replace") as container:
         if not container.streams.video:
             raise DataError(f"{path}: no video stream; expected a film")
         stream = container.streams.video[0]
