@@ -15,7 +15,7 @@ import numpy as np
 
 from neuroclips.artefacts import read_arrays
 from neuroclips.data.clips import Targets
-from neuroclips.data.prepare import load_clips
+from neuroclips.data.prepared import load_clips
 from neuroclips.decoders.ridge import ALPHAS, RidgeDecoders, solve_ridge_cv
 from neuroclips.evaluation.identification import candidate_pool, correlation_scores, identify
 from neuroclips.evaluation.motion import motion_direction

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from neuroclips.data.prepare import load_clips
+from neuroclips.data.prepared import load_clips
 from neuroclips.evaluation.seams import continues_scene, pixel_difference
 from neuroclips.pretrained.clip import Clip
 from neuroclips.recipe import VideoRecipe

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from neuroclips.artefacts import read_arrays, read_json
-from neuroclips.data.prepare import load_clips
+from neuroclips.data.prepared import load_clips
 from neuroclips.evaluation.judges import load_judge
 from neuroclips.evaluation.motion import direction_agreement, frame_similarity, optical_flow
 from neuroclips.simulation.grounds import GROUNDS

@@ -25,9 +25,10 @@ def main(run: Path) -> None:
     print(f"videos:   {videos.shape} {videos.dtype}, (clips, frames, RGB, height, width)")
 
     # The same fMRI, but every clip gets that of another scene: what the pipeline makes up without the brain.
-    guidance = reconstructor.decode(test.responses(), test.ids)
+    inputs = reconstructor.decoders.inputs(test)  # one row a clip
+    guidance = reconstructor.decode(inputs, test.ids)
     other = shuffle_across_scenes(test.scene, np.random.default_rng(0))
-    shuffled = reconstructor.decode(test.responses()[other], test.ids)
+    shuffled = reconstructor.decode(inputs[other], test.ids)
     print(f"guidance: latents {guidance.latents.shape}, tokens {guidance.tokens.shape}")
 
     scored = score_identification(

@@ -12,7 +12,7 @@ _HOMES = {
     "NeuroClipsPipeline": "video.neuroclips_pipeline",
     "Reconstructor": "reconstructor",
     "RidgeDecoders": "decoders.ridge",
-    "load_clips": "data.prepare",
+    "load_clips": "data.prepared",
     "load_recipe": "recipe",
     "prepare": "data.prepare",
     "run": "pipeline",
@@ -23,8 +23,8 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from neuroclips.data.clips import Clips as Clips
-    from neuroclips.data.prepare import load_clips as load_clips
     from neuroclips.data.prepare import prepare as prepare
+    from neuroclips.data.prepared import load_clips as load_clips
     from neuroclips.decoders.ridge import RidgeDecoders as RidgeDecoders
     from neuroclips.evaluation.scores import score_identification as score_identification
     from neuroclips.evaluation.scores import score_videos as score_videos

@@ -23,7 +23,7 @@ from neuroclips.artefacts import read_arrays, write_json, written_aside
 from neuroclips.data.bold import zscore
 from neuroclips.data.clips import Clips
 from neuroclips.data.lag import THUMBNAIL, thumbnails
-from neuroclips.data.prepare import Prepared, load_clips
+from neuroclips.data.prepared import Prepared, load_clips
 from neuroclips.data.selection import repeat_correlation
 from neuroclips.errors import DataError
 from neuroclips.evaluation import audit as checks

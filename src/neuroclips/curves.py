@@ -19,8 +19,8 @@ import numpy as np
 from rich.console import Console
 
 from neuroclips.artefacts import ArrayWriter, read_arrays
-from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips, TrainingClips
+from neuroclips.data.prepared import load_clips
 from neuroclips.decoders.ridge import RidgeDecoder
 from neuroclips.errors import DataError
 from neuroclips.evaluation.curves import CurvePoint
@@ -52,9 +52,9 @@ def curves(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, 
     With too little data for a point, or for a curve, it is left out, and the card says so.
     """
     assert recipe.curves is not None
-    prepared = data.load_clips(run / "prepare")
+    prepared = load_clips(run / "prepare")
     train, test, tokens = prepared.train, prepared.test, load_targets(run, "train").tokens
-    fit, responses = partial(_fit, recipe), test.responses()
+    fit, responses = partial(_fit, recipe), test.inputs()
 
     @cache
     def whole() -> RidgeDecoder:
@@ -116,7 +116,7 @@ def _by_components(
     train: Clips, tokens: np.ndarray, responses: np.ndarray, components: Sequence[int], whole: Whole
 ) -> dict[str, Predict]:
     """The whole ridge through fewer and fewer numbers, and as it is: its rank is the number of its components."""
-    rank = min(len(train) - 1, train.n_voxels, int(np.prod(tokens.shape[1:])))
+    rank = min(len(train) - 1, train.n_voxels * len(train.lags), int(np.prod(tokens.shape[1:])))
     squeezed = cache(lambda: bottleneck(whole(), responses))
     found: dict[str, Predict] = {
         f"components-{k}": lambda k=k: squeezed()(k) for k in sorted(set(components)) if k < rank
@@ -160,7 +160,8 @@ def bottleneck(
 def _by_lag(
     train: Clips, test: Clips, tokens: np.ndarray, lags: Sequence[int], delay_trs: int, fit: Fit
 ) -> dict[str, Predict]:
-    """Ridge on volumes so many TRs after each clip. Fitted and tried on the clips that have a volume at every lag."""
+    """Ridge on one volume so many TRs after each clip. Fitted and tried on the clips that have one at every lag."""
+    train, test = replace(train, lags=(0,)), replace(test, lags=(0,))
     shifts = sorted({shift for shift in lags if delay_trs + shift >= 0})  # no response comes before its clip
     sources = [{shift: clips.neighbour(shift) for shift in shifts} for clips in (train, test)]
     inside = [np.flatnonzero(np.all([s >= 0 for s in source.values()], axis=0)) for source in sources]
@@ -173,7 +174,7 @@ def _by_lag(
             for clips, rows, source in zip((train, test), inside, sources)
         )
         found = np.full((len(test), *tokens.shape[1:]), np.nan, np.float32)
-        found[inside[1]] = fit(known, tokens[inside[0]]).predict(tried.responses())
+        found[inside[1]] = fit(known, tokens[inside[0]]).predict(tried.inputs())
         return found
 
     return {f"lag-{delay_trs + shift}": partial(predict, shift) for shift in shifts}
@@ -202,7 +203,7 @@ def score_curves(run: Path, recipe: Recipe) -> tuple[list[CurvePoint], Abstentio
     """
     if recipe.curves is None:
         return [], None
-    test = data.load_clips(run / "prepare").test
+    test = load_clips(run / "prepare").test
     truth, known = load_targets(run, "test").tokens, load_targets(run, "train").tokens
     reference = np.asarray(known, np.float32).mean(axis=0)
     points = []

@@ -21,9 +21,9 @@ from rich.console import Console
 from torch.nn.functional import interpolate
 
 from neuroclips.artefacts import content_hash, file_hash, kept_rows, read_json, write_arrays, write_json
-from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips, TestClips
 from neuroclips.data.frames import write_clip_video, write_video
+from neuroclips.data.prepared import load_clips
 from neuroclips.errors import RecipeError
 from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.seams import PixelDifferenceRule
@@ -72,7 +72,7 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     """
     video = recipe.generate.video
     assert video is not None
-    prepared = data.load_clips(run / "prepare")
+    prepared = load_clips(run / "prepare")
     chosen = chosen_clips(prepared.test, video)
     test = prepared.test.take(chosen)
     reconstructor = Reconstructor.load(run / "fit" / recipe.decoders.methods[-1], device=str(pick_device(video.device)))
@@ -216,7 +216,7 @@ def learn_scenes(
     """Rules learnt from the training film, with thresholds from what was decoded of the validation fMRI."""
     assert recipe.generate.video is not None
     settings = recipe.generate.video.fusion or FusionRecipe()
-    prepared = data.load_clips(run / "prepare")
+    prepared = load_clips(run / "prepare")
     train, validation = prepared.train, prepared.validation
     seen = reconstructor.decode(reconstructor.decoders.inputs(validation, None), validation.ids)
     film = Guidance(train.ids, tokens=np.asarray(load_targets(run, "train").tokens, np.float32))
@@ -243,7 +243,7 @@ def continuous(run: Path, recipe: Recipe, segment: str, console: Console) -> Pat
     """
     video = recipe.generate.video
     assert video is not None
-    prepared = data.load_clips(run / "prepare")
+    prepared = load_clips(run / "prepare")
     test = prepared.test
     if segment not in test.segments:
         raise RecipeError(f"no test segment {segment!r}; there are {', '.join(test.segments)}")

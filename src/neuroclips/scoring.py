@@ -16,9 +16,8 @@ from rich.console import Console
 
 from neuroclips.artefacts import read_arrays, read_json, write_json
 from neuroclips.curves import score_curves
-from neuroclips.data import prepare as data
 from neuroclips.data.clips import Clips
-from neuroclips.data.prepare import Prepared
+from neuroclips.data.prepared import Prepared, load_clips
 from neuroclips.errors import MissingExtraError, RecipeError
 from neuroclips.evaluation.curves import write_curves
 from neuroclips.evaluation.floors import mean_frame_videos, mean_video_videos
@@ -62,7 +61,7 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     scores.json, scores.md, scores.tex : one row a score. per_clip.parquet : one value a clip, method and metric.
     curves.json : identification under other conditions, and what abstaining gains.
     """
-    prepared = data.load_clips(run / "prepare")
+    prepared = load_clips(run / "prepare")
     test = prepared.test
     n_repeats = repeats_of(recipe, test.bold.shape[1])
     judges = _judges(recipe, console)

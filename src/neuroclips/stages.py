@@ -25,6 +25,7 @@ from neuroclips.artefacts import (
 from neuroclips.data import prepare as data
 from neuroclips.data.clips import Targets
 from neuroclips.data.frames import write_clip_video
+from neuroclips.data.prepared import load_clips
 from neuroclips.data.source import Source
 from neuroclips.data.study import open_source
 from neuroclips.decoders import Decoders
@@ -160,7 +161,7 @@ def decoder_weights(recipe: Recipe) -> dict[str, str]:
 
 def fit(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Fit the decoders of every method on training clips: METHOD/ holds a reconstructor."""
-    prepared = data.load_clips(run / "prepare")
+    prepared = load_clips(run / "prepare")
     targets, seen = load_targets(run, "train"), load_targets(run, "validation")
     summaries: dict[str, Any] = {}
     chosen = recipe.decoders
@@ -196,7 +197,7 @@ def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[
     videos-baseline.safetensors : the generators of latents, given those of ridge, where another method made the videos.
     NAME/CLIP.mp4 : the videos, to watch.
     """
-    prepared = data.load_clips(run / "prepare")
+    prepared = load_clips(run / "prepare")
     test, methods = prepared.test, recipe.decoders.methods
     reconstructors = {method: Reconstructor.load(run / "fit" / method) for method in methods}
     main = reconstructors[methods[-1]]
@@ -269,7 +270,7 @@ def observe(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str,
     """The ideal observer, who knows the simulated brain: similarity (B, B) of each test clip's scans to every clip."""
     from neuroclips.simulation.observer import identification_scores  # late: needs the optional extra 'demo'
 
-    prepared = data.load_clips(run / "prepare")
+    prepared = load_clips(run / "prepare")
     repeats = repeats_of(recipe, prepared.test.bold.shape[1])
     truth, mask, delay = run / "simulate" / "truth", np.asarray(prepared.mask), prepared.delay_trs
     found = {

@@ -15,7 +15,8 @@ from neuroclips.data.bold import clean, read_run
 from neuroclips.data.cc2017 import find_runs
 from neuroclips.data.clips import TestClips, TrainingClips, ValidationClips
 from neuroclips.data.lag import lag_curve, thumbnails
-from neuroclips.data.prepare import load_clips, prepare, prepare_bold, scene_of
+from neuroclips.data.prepare import prepare, prepare_bold, scene_of
+from neuroclips.data.prepared import load_clips
 from neuroclips.data.rois import cortex_rois
 from neuroclips.data.source import ScanSource
 from neuroclips.data.study import open_source

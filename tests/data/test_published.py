@@ -9,7 +9,8 @@ from cc2017_dataset import DELAY, SUBJECT, make_dataset
 
 from neuroclips.artefacts import read_json
 from neuroclips.data import published
-from neuroclips.data.prepare import load_clips, prepare
+from neuroclips.data.prepare import prepare
+from neuroclips.data.prepared import load_clips
 from neuroclips.data.study import open_source
 from neuroclips.errors import DataError
 from neuroclips.recipe import DataRecipe

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 from cc2017_dataset import write_film
 
-from neuroclips.data.prepare import load_clips, prepare
+from neuroclips.data.prepare import prepare
+from neuroclips.data.prepared import load_clips
 from neuroclips.data.table import read_table, table_source
 from neuroclips.errors import DataError
 from neuroclips.recipe import DataRecipe

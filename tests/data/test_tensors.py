@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from neuroclips.data import tensors
+from neuroclips.data import tensor_file, tensors
 from neuroclips.data.tensors import open_tensors, tensor_files
 from neuroclips.errors import DataError
 
@@ -412,7 +412,7 @@ def test_the_old_format_is_told_and_large_ones_refused(folder, truth, monkeypatc
     found = opened(folder)
     np.testing.assert_array_equal(found.train.bold, truth[path.name])
     assert found.about["warnings"] == [f"{path}: PyTorch's old format, which is read into memory as a whole"]
-    monkeypatch.setattr(tensors, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(tensor_file, "_WHOLE_BYTES", 1000)
     with pytest.raises(
         DataError, match=r"train_fmri.pt: 0.0 GB in PyTorch's old format, which cannot be read in parts"
     ):

@@ -564,7 +564,7 @@ def test_a_transparent_gif_is_refused_on_reading(tmp_path, videos):
 
 
 def test_a_large_file_in_the_old_format_is_refused(tmp_path, videos, monkeypatch):
-    monkeypatch.setattr("neuroclips.data.tensors._WHOLE_BYTES", 1000)
+    monkeypatch.setattr("neuroclips.data.tensor_file._WHOLE_BYTES", 1000)
     torch.save(torch.from_numpy(videos), tmp_path / "new.pt")
     assert len(open_videos(tmp_path / "new.pt")) == B
     torch.save(torch.from_numpy(videos), tmp_path / "old.pt", _use_new_zipfile_serialization=False)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from planted_run import write_names, write_split
 from rich.console import Console
 from tiny_run import copied
 from typer.testing import CliRunner
 
 from neuroclips import auditing, cli
-from neuroclips.artefacts import read_arrays, write_arrays, write_json
+from neuroclips.artefacts import read_arrays, write_arrays
 from neuroclips.data.bold import zscore
 from neuroclips.data.cc2017 import N_CORTEX
 from neuroclips.data.lag import thumbnails
@@ -57,9 +58,9 @@ class World:
         if change is not None:
             change(arrays, voxels, names)
         for split in SEGMENTS:
-            write_arrays(run / "prepare" / f"{split}.safetensors", arrays[split])
+            write_split(run, split, arrays[split])
         write_arrays(run / "prepare" / "voxels.safetensors", voxels)
-        write_json(run / "prepare" / "segments.json", {"t_r": 2.0, "delay_trs": 2, "segments": names})
+        write_names(run, names, delay_trs=2)
         return run
 
 

@@ -4,13 +4,14 @@ import io
 
 import numpy as np
 import pytest
+from planted_run import write_names, write_split
 from rich.console import Console
 
 from neuroclips import curves, pipeline
 from neuroclips.artefacts import read_arrays, write_arrays, write_json
 from neuroclips.data.cc2017 import N_CORTEX
 from neuroclips.data.clips import Targets, TestClips, TrainingClips, ValidationClips
-from neuroclips.data.prepare import load_clips
+from neuroclips.data.prepared import load_clips
 from neuroclips.decoders.ridge import RidgeDecoder, RidgeDecoders
 from neuroclips.errors import ArtefactError
 from neuroclips.evaluation import curves as evaluation_curves
@@ -35,6 +36,7 @@ def plant(
     noise=0.8,
     more=0.0,
     late=0,
+    lags=(0,),
     changes=None,
 ):
     """A finished run up to ``reconstruct``, with ridge only.
@@ -53,7 +55,7 @@ def plant(
             "frames": np.zeros((s * b, 2, 3, 32, 32), np.uint8), "segment": np.repeat(np.arange(s), b),
             "onset": np.tile(2.0 * np.arange(b), s), "scene": 1000 * number + scene,
         }  # fmt: skip
-        write_arrays(folder / "prepare" / f"{split}.safetensors", arrays)
+        write_split(folder, split, arrays)
         tokens = np.einsum("bf,fkd->bkd", shown, MEANING) + 4
         about[split] = Targets(np.zeros((s * b, 2, 4, 5, 6), np.float16), tokens.astype(np.float16))
         write_arrays(folder / "targets" / f"{split}.safetensors", vars(about[split]))
@@ -61,14 +63,14 @@ def plant(
     voxels = {"mask": mask, "p": mask * 0.1, "t": mask.astype(np.float32), "reliability": np.float32(0.4) * mask}
     write_arrays(folder / "prepare" / "voxels.safetensors", voxels)
     names = {split: [f"{split}{i}" for i in range(s)] for split, s in zip(KINDS, segments)}
-    write_json(folder / "prepare" / "segments.json", {"t_r": 2.0, "delay_trs": DELAY, "segments": names})
+    write_names(folder, names, delay_trs=DELAY, lags=lags)
     recipe = load_recipe(
         "smoke", {"decoders.methods": ["ridge"], "generate.video": None, "evaluate.shuffles": 3, **(changes or {})}
     )
     prepared = load_clips(folder / "prepare")
     reconstructor = Reconstructor(decoders=RidgeDecoders(recipe.ridge.alphas))
     reconstructor.fit(prepared.train, targets=about["train"]).save(folder / "fit" / "ridge")
-    decoded = reconstructor.decoders.decode(prepared.test.responses(), prepared.test.ids)
+    decoded = reconstructor.decoders.decode(prepared.test.inputs(), prepared.test.ids)
     write_arrays(folder / "reconstruct" / f"ridge-{repeats[2]}.safetensors", {"tokens": decoded.tokens})
     return folder, recipe
 
@@ -146,6 +148,16 @@ def test_the_lag_curve_finds_responses_that_come_late(tmp_path):
     assert lag[DELAY + 1] > 0.6
     assert max(value for x, value in lag.items() if x != DELAY + 1) < 0.15
     assert max(by_x(points, "training minutes").values()) < 0.15  # at the recipe's own delay nothing can be read
+
+
+def test_the_lag_curve_is_of_single_volumes_where_decoders_see_several(tmp_path):
+    run, recipe = plant(tmp_path, late=1, lags=(0, 1, 2))
+    draw(run, recipe)
+    points, _ = curves.score_curves(run, recipe)
+    lag = by_x(points, "lag")
+    assert max(lag, key=lag.get) == DELAY + 1
+    assert max(value for x, value in lag.items() if x != DELAY + 1) < 0.15
+    assert max(by_x(points, "training minutes").values()) > 0.4  # the late volume is among those that are seen
 
 
 def test_bottleneck_is_the_best_of_its_rank(make_clips):

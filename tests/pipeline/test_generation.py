@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from neuroclips.artefacts import read_arrays
 from neuroclips.cli import app
 from neuroclips.data.frames import read_video
-from neuroclips.data.prepare import load_clips
+from neuroclips.data.prepared import load_clips
 from neuroclips.errors import ArtefactError, RecipeError
 from neuroclips.evaluation.judges import JUDGE, judges_here
 from neuroclips.recipe import load_recipe

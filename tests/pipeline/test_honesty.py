@@ -14,7 +14,7 @@ from tiny_run import copied, walk
 import neuroclips
 from neuroclips import Reconstructor, pipeline
 from neuroclips.artefacts import file_hash, read_card
-from neuroclips.data.prepare import load_clips
+from neuroclips.data.prepared import load_clips
 from neuroclips.errors import NeuroClipsError, SplitLeakError
 from neuroclips.evaluation.table import read_scores
 from neuroclips.recipe import BrainRecipe, Recipe

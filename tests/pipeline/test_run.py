@@ -20,7 +20,8 @@ from tiny_run import copied, walk
 
 from neuroclips import pipeline
 from neuroclips.data.bold import clean, read_run
-from neuroclips.data.prepare import load_clips, prepare
+from neuroclips.data.prepare import prepare
+from neuroclips.data.prepared import load_clips
 from neuroclips.errors import ArtefactError, DataError, RecipeError
 from neuroclips.evaluation.table import read_scores
 from neuroclips.recipe import load_recipe

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from neuroclips.data.clips import TestClips, TrainingClips, ValidationClips
-from neuroclips.data.prepare import Prepared
+from neuroclips.data.prepared import Prepared
 from neuroclips.data.source import CORTEX
 from neuroclips.report.data_card import FRAMES, STRIPS, data_card
 from neuroclips.report.page import ReportData, render_report

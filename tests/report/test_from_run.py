@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from neuroclips.data.prepare import load_clips
+from neuroclips.data.prepared import load_clips
 from neuroclips.evaluation.table import format_value, read_scores
 from neuroclips.scoring import PRIMARY
 

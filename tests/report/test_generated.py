@@ -11,7 +11,7 @@ import pytest
 from tiny_run import CHANGES, copied
 
 from neuroclips.artefacts import write_arrays, write_json
-from neuroclips.data.prepare import load_clips
+from neuroclips.data.prepared import load_clips
 from neuroclips.evaluation.table import Score
 from neuroclips.recipe import load_recipe
 from neuroclips.report.from_run import report_data

@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from neuroclips.data.tensor_file import as_array, described, is_mappable, load_plain, read_strings, read_tensor
 from neuroclips.errors import DataError
 from neuroclips.shapes import Float, Float32, Int, UInt8
 
@@ -43,8 +41,6 @@ _FILES = {
 }  # fmt: skip
 _REQUIRED = ("fmri", "frames")
 _PROJECTOR = "coco_tokens_avg_proj.pth"
-_TENSOR = "what torch.save(tensor, FILE) writes"
-_WHOLE_BYTES = 2 * 1024**3  # the largest file that is read into memory, where it cannot be mapped
 _SAMPLE = 64  # clips that decide the unit of the frames
 _TOLERANCE = 1e-3  # of the range of the frames' values
 _Z_TOLERANCE = 0.01  # of mean 0 and deviation 1: float16 loses 1e-3, another crop far more
@@ -229,110 +225,6 @@ def _found_files(folder: Path, subject: int) -> dict[str, Path]:
     return files
 
 
-def is_mappable(path: Path) -> bool:
-    """Whether an array can be read in parts: all can, but tensors in the format of before PyTorch 1.6."""
-    return path.suffix.lower() not in {".pt", ".pth"} or _head(path).startswith(b"PK\3\4")
-
-
-def read_tensor(path: Path) -> np.ndarray:
-    """The one tensor in a ``.pt`` file, memory-mapped and read-only, without executing anything.
-
-    Raises
-    ------
-    DataError
-        Not such a file, damaged, objects other than a tensor, a type that numpy does not know, or larger than 2 GB in
-        the format of before PyTorch 1.6, which cannot be mapped.
-    """
-    import torch
-
-    tensor = _load(path, _TENSOR)
-    if not isinstance(tensor, torch.Tensor):
-        raise DataError(f"{path}: holds {_described(tensor)}; expected one tensor")
-    return _as_array(path, tensor)
-
-
-def _as_array(path: Path, tensor: Any) -> np.ndarray:
-    try:
-        array = tensor.detach().numpy()
-    except (TypeError, RuntimeError) as error:
-        kind = f"{str(tensor.dtype).removeprefix('torch.')} ({str(tensor.layout).removeprefix('torch.')})"
-        raise DataError(f"{path}: a tensor of {kind}; expected a dense one of a type that numpy has") from error
-    array.flags.writeable = False
-    return array
-
-
-def _load(path: Path, expected: str, *, strings: bool = False) -> Any:
-    """What ``torch.save`` wrote: tensors and plain containers, with ``strings`` also numpy arrays of strings. A pickle
-    that names anything else is refused before it runs."""
-    import torch
-    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
-
-    plain = "plain strings" if strings else "a plain tensor"
-    # Entered only where it is needed: the list is the whole process's, and frames are read by several threads.
-    with safe_globals(_string_globals()) if strings else nullcontext():
-        try:
-            _check_kind(path, plain, expected)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
-        except DataError:
-            raise
-        except pickle.UnpicklingError as error:
-            try:
-                names = sorted(get_unsafe_globals_in_checkpoint(path))
-            except Exception:  # it reads fewer formats than torch.load
-                names = []
-            objects = f"objects ({', '.join(names)})" if names else "objects"
-            raise DataError(
-                f"{path}: not {plain} but {objects} that may run code when loaded, or damaged; it was not "
-                f"loaded; expected {expected}"
-            ) from error
-        except Exception as error:  # whatever a damaged file makes the parser raise
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise DataError(f"{path}: cannot be read as a {path.suffix} array ({reason})") from error
-
-
-def _string_globals() -> list[Any]:
-    """What the pickle of a numpy array of strings names; not ``ObjectDType``, so that arrays of objects are refused."""
-    # In numpy 1, which wrote the published files, the function had another name; it is mapped, not imported.
-    reconstruct = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    old = (reconstruct, "numpy.core.multiarray._reconstruct")
-    return [reconstruct, old, np.ndarray, np.dtype, np.dtypes.StrDType]
-
-
-def _check_kind(path: Path, plain: str, expected: str) -> None:
-    """Refuse what downloads leave behind instead of a file, and files that cannot be mapped rightly."""
-    size, head = path.stat().st_size, _head(path)
-    if head.startswith(b"version https://git-lfs"):
-        raise DataError(f"{path}: a git-LFS pointer of {size} bytes; expected the file itself: run `git lfs pull`")
-    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
-        raise DataError(f"{path}: a web page of {size} bytes; expected {expected}: download it again")
-    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):  # of a failed download, or an empty file
-        held = f"text, {head[:40].decode().strip()!r}" if head else "an empty file"
-        raise DataError(f"{path}: not {plain} but {held}; expected {expected}: download it again")
-    if is_mappable(path):
-        if not zipfile.is_zipfile(path):
-            raise DataError(f"{path}: truncated, its end is missing after {size} bytes; download it again")
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise DataError(f"{path}: a compressed archive, which cannot be mapped; expected {expected}")
-    elif size > _WHOLE_BYTES:
-        raise DataError(
-            f"{path}: {size / 1e9:.1f} GB in PyTorch's old format, which cannot be read in parts; "
-            "save it again with torch.save(torch.load(OLD, weights_only=True), NEW)"
-        )
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(100)
-
-
-def _described(content: Any) -> str:
-    """In words, what a file holds instead of a tensor."""
-    keys = [str(key) for key in content] if isinstance(content, dict) else []
-    more = [f"and {len(keys) - 3} more"] if len(keys) > 3 else []
-    return f"a {type(content).__name__}" + (f" with the keys {', '.join(keys[:3] + more)}" if keys else "")
-
-
 def _opener(path: Path, tensor: np.ndarray) -> Callable[[], np.ndarray]:
     """Gives the tensor of a file, mapped anew with each call; one in the old format is in memory already."""
     return (lambda: read_tensor(path)) if is_mappable(path) else (lambda: tensor)
@@ -358,7 +250,7 @@ def _open_split(split: str, files: dict[str, Path], trs_per_segment: int, about:
     _check_rows(frames.path, len(frames), path, n)
     captions = text = None
     if "captions" in part:
-        strings = _read_strings(part["captions"])
+        strings = read_strings(part["captions"])
         about[f"{split} captions"] = _card(part["captions"], strings)
         _check_rows(part["captions"], len(strings), path, n)
         captions = strings.tolist()
@@ -417,23 +309,13 @@ def _ends(path: Path, number: int, clip: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def _read_strings(path: Path) -> np.ndarray:
-    expected = "a numpy array of strings (not of objects)"
-    strings = _load(path, expected, strings=True)
-    if not isinstance(strings, np.ndarray):
-        raise DataError(f"{path}: holds {_described(strings)}; expected {expected}")
-    if strings.dtype.kind != "U" or strings.ndim != 1:
-        raise DataError(f"{path}: an array of {strings.dtype}, shape {strings.shape}; expected one axis of strings")
-    return strings
-
-
 def _read_projector(path: Path, about: dict[str, Any]) -> np.ndarray:
     import torch
 
-    content = _load(path, '{"proj": tensor} as torch.save writes it')
+    content = load_plain(path, '{"proj": tensor} as torch.save writes it')
     if not isinstance(content, dict) or not isinstance(content.get("proj"), torch.Tensor):
-        raise DataError(f"{path}: holds {_described(content)}; expected a dictionary with the tensor 'proj'")
-    stored = _as_array(path, content["proj"])
+        raise DataError(f"{path}: holds {described(content)}; expected a dictionary with the tensor 'proj'")
+    stored = as_array(path, content["proj"])
     about["projector"] = _card(path, stored)
     return np.ascontiguousarray(_matrix(path, stored, "token width, embedding").T)
 

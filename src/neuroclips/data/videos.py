@@ -26,7 +26,7 @@ import numpy as np
 
 from neuroclips.artefacts import read_arrays
 from neuroclips.data.frames import read_video
-from neuroclips.data.tensors import is_mappable, read_tensor
+from neuroclips.data.tensor_file import is_mappable, read_tensor
 from neuroclips.errors import DataError, NeuroClipsError
 from neuroclips.shapes import Int, UInt8
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from neuroclips.data.clips import Clips
-from neuroclips.data.prepare import Prepared
+from neuroclips.data.prepared import Prepared
 from neuroclips.data.rois import STREAMS, cortex_rois
 from neuroclips.data.source import CORTEX, SPLITS
 from neuroclips.report.charts import Curve, Series, VoxelSummary, nice_ticks

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from neuroclips.artefacts import read_arrays, read_card, read_json
-from neuroclips.data.prepare import Prepared, load_clips
+from neuroclips.data.prepared import Prepared, load_clips
 from neuroclips.evaluation.curves import read_curves
 from neuroclips.evaluation.table import Score, read_scores
 from neuroclips.pretrained.registry import resolve
