@@ -58,7 +58,8 @@ def plant(
         write_split(folder, split, arrays)
         tokens = np.einsum("bf,fkd->bkd", shown, MEANING) + 4
         about[split] = Targets(np.zeros((s * b, 2, 4, 5, 6), np.float16), tokens.astype(np.float16))
-        write_arrays(folder / "targets" / f"{split}.safetensors", vars(about[split]))
+        seen = {"latents": about[split].latents, "tokens": about[split].tokens}
+        write_arrays(folder / "targets" / f"{split}.safetensors", seen)
     mask = np.arange(N_CORTEX) < VOXELS
     voxels = {"mask": mask, "p": mask * 0.1, "t": mask.astype(np.float32), "reliability": np.float32(0.4) * mask}
     write_arrays(folder / "prepare" / "voxels.safetensors", voxels)

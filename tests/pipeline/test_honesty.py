@@ -32,7 +32,7 @@ def test_decoding_gives_the_same_bytes_when_the_truth_is_gone(tiny_run, tmp_path
     shutil.copyfile(tiny_run.directory / "simulate" / "card.json", run / "simulate" / "card.json")
     stages = {stage.name: stage for stage in pipeline.plan(tiny_run.recipe)}
     console = Console(quiet=True)
-    for name in ("prepare", "targets", "fit", "reconstruct"):
+    for name in ("survey", "films", "reliability", "prepare", "targets", "fit", "reconstruct"):
         (run / name).mkdir()
         stages[name].work(run, run / name, tiny_run.recipe, console)
         for file, about in tiny_run.cards[name]["files"].items():
