@@ -189,6 +189,10 @@ def test_missing_things_are_named(root):
         find_runs(root, SUBJECT, "seg9")
     with pytest.raises(DataError, match=r"subject8/fmri/seg1/cifti: no such folder; .* none$"):
         open_source(root, recipe(subject=8))
+    with pytest.raises(
+        DataError, match=r"subject2/.* none; CC2017's subject2 is https://doi\.org/10\.4231/R7NS0S1F: put"
+    ):
+        open_source(root, recipe(subject=2))
     with pytest.raises(DataError, match=r"segment 'test2' has 1 usable scans; expected at least 2 .*9 v"):
         open_source(root, recipe(train=("seg1", "test2"), test=("test1",)))
     with pytest.raises(DataError, match="the train split names 1 segments; expected at least 2"):

@@ -26,6 +26,10 @@ LEADING_SPARES = (1, 2)
 TRAILING_SPARES = 4
 
 FOLDER = "video_fmri_dataset"
+DOIS = {
+    "stimuli": "10.4231/R71Z42KK", "subject1": "10.4231/R7X63K3M", "subject2": "10.4231/R7NS0S1F",
+    "subject3": "10.4231/R7J101BV",
+}  # fmt: skip
 # Subject, segment and repeat -> what is known against it. Left out unless ``data.exclude`` says otherwise.
 SUSPECT = {(3, "test2", 9): "Mind-Animator (Lu et al. 2025) leaves this repeat out as damaged"}
 
@@ -73,6 +77,7 @@ def find_runs(root: Path, subject: int, segment: str, files: str = "cifti") -> t
         )  # fmt: skip
         raise DataError(
             f"{folder}: no such folder; expected the scans of segment {segment!r} of subject {subject}; {there}"
+            f"{_download(root, f'subject{subject}')}"
         )
     pattern = re.compile(rf"{re.escape(segment)}_([1-9]\d?){_ENDINGS[files]}")
     usual = {"cifti": "_Atlas.dtseries.nii", "mni": "_mni.nii.gz"}[files]
@@ -93,9 +98,16 @@ def find_runs(root: Path, subject: int, segment: str, files: str = "cifti") -> t
     return dict(sorted(runs.items())), odd
 
 
+def _download(root: Path, part: str) -> str:
+    """Where a part of CC2017 is had, if all of it is missing."""
+    if part not in DOIS or (Path(root) / part).exists():
+        return ""
+    return f"; CC2017's {part} is https://doi.org/{DOIS[part]}: put the download into the folder, as it is"
+
+
 def film_path(root: Path, segment: str) -> Path:
     """The film of one segment. Raises DataError when it is not there."""
     path = Path(root) / "stimuli" / f"{segment}.mp4"
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected the film of segment {segment!r}")
+        raise DataError(f"{path}: no such file; expected the film of segment {segment!r}{_download(root, 'stimuli')}")
     return path
