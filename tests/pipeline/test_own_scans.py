@@ -35,8 +35,8 @@ def test_the_same_scans_give_the_same_decoding_without_a_simulation(tiny_run, ow
 
 
 def test_new_scans_make_old_results_stale(own_recipe, tmp_path):
-    def done():
-        said = walk(own_recipe, tmp_path / "run", until="targets")[1]
+    def done(recipe=own_recipe):
+        said = walk(recipe, tmp_path / "run", until="targets")[1]
         return [line.split()[1] for line in said.splitlines() if "  done in " in line]
 
     assert done() == ["survey", "films", "reliability", "prepare", "targets"]
@@ -46,3 +46,5 @@ def test_new_scans_make_old_results_stale(own_recipe, tmp_path):
     assert done() == ["survey", "films", "prepare", "targets"]  # what repeats have in common is not the film's affair
     os.utime(next(scan.rglob("*.nii")), (1, 1))
     assert done() == ["survey", "prepare"]  # a validation scan: films, their targets and training scans are as before
+    several = own_recipe.data.model_copy(update={"delay_trs": (2, 3)})
+    assert done(own_recipe.model_copy(update={"data": several})) == ["survey", "prepare"]

@@ -171,8 +171,8 @@ class TensorSource:
         files = [(Path(name).name, size, changed) for name, size, changed in self._files(self.tensors.subject)]
         grid = {"t_r": self.t_r, "shift": self._shift, "splits": names, "files": files}
         runs = {s.name: list(s.runs) for split in SPLITS for s in self.splits[split]}
-        scans = {**grid, "delays": list(self.delays), "runs": runs}
-        return {"films": grid, "training": scans, "scans": scans}
+        scans = {**grid, "runs": runs}  # the shift of rows is in the grid
+        return {"films": grid, "training": scans, "scans": {**scans, "delays": self.delays}}
 
 
 # Of files that did not change, for the several stages of a run.

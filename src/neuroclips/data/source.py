@@ -221,11 +221,11 @@ class ScanSource:
 
         grid = {"t_r": self.t_r, "splits": {split: [s.name for s in self.splits[split]] for split in SPLITS}}
         mask = None if self.mask is None else known(self.mask.path)
-        cleaning = {"t_r": self.t_r, "delays": list(self.delays), "detrend": self.detrend, "mask": mask}
+        cleaning = {"t_r": self.t_r, "delay": self.delays[0], "detrend": self.detrend, "mask": mask}
         return {
             "films": grid | {"films": [[s.name, s.n_trs, str(s.start), *known(s.film)] for s in self.segments]},
             "training": cleaning | {"scans": scans(self.splits["train"])},
-            "scans": cleaning | {"scans": scans(self.segments), "others": scans(self.others)},
+            "scans": cleaning | {"delays": self.delays, "scans": scans(self.segments), "others": scans(self.others)},
         }
 
 
