@@ -180,7 +180,7 @@ def prepare_bold(
     about = {"t_r": source.t_r, "delay_trs": source.delays[0], "lags": lags, "space": source.space, "segments": names}
     write_json(out / "segments.json", about | {"films": os.path.relpath(films, out)})  # a run directory may be moved
     step("lag curve")
-    curve = _measure_lag(source, load_clips(out), warnings)
+    curve = _measure_lag(source, load_clips(out), Path(films), warnings)
     return {
         "subject": recipe.subject,
         "layout": recipe.layout,
@@ -323,7 +323,7 @@ def scene_of(onset: Float[np.ndarray, " T"], t_r: float, cuts: list[float]) -> n
     return np.unique(scene, return_inverse=True)[1]  # scenes that no clip's middle falls into get no number
 
 
-def _measure_lag(source: Source, data: Prepared, warnings: list[str]) -> dict[str, Any]:
+def _measure_lag(source: Source, data: Prepared, films: Path, warnings: list[str]) -> dict[str, Any]:
     """Decodability at lags from 0 TRs to 2 beyond the delay (4 at least), fitted on a few training segments and tried
     on the validation segments."""
     delay = data.delay_trs
@@ -333,7 +333,11 @@ def _measure_lag(source: Source, data: Prepared, warnings: list[str]) -> dict[st
         ends = np.cumsum(np.bincount(clips.segment))  # segments are in order
         n = int(ends[max(1, int(np.searchsorted(ends, _LAG_CLIPS, side="right"))) - 1])  # whole ones
         chosen = replace(clips, frames=clips.frames[:, :1]).take(np.arange(n))  # without a gigabyte of film
-        film = [lag.thumbnails(clips.frames[start : min(start + 64, n)]) for start in range(0, n, 64)]
+        # Mapped anew for each part, as in _describe_split.
+        film = [
+            lag.thumbnails(read_arrays(films / f"{clips.split}.safetensors")["frames"][start : min(start + 64, n)])
+            for start in range(0, n, 64)
+        ]
         return chosen.responses(), np.concatenate(film), np.asarray(chosen.segment)
 
     curve = lag.row_lags(part(data.train), part(data.validation), [k - delay for k in lags])
