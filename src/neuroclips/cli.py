@@ -74,7 +74,9 @@ def _directory(out: Path | None, recipe: Recipe) -> Path:
     return out or Path("runs") / f"{recipe.name}{subject}"
 
 
-def _run(recipe: str, out: Path | None, changes: dict[str, Any], until: str | None) -> dict[str, dict[str, Any]]:
+def _run(
+    recipe: str, out: Path | None, changes: dict[str, Any], until: str | None
+) -> tuple[Path, dict[str, dict[str, Any]]]:
     from neuroclips import pipeline  # late: torch and diffusers take seconds, --help should not
 
     loaded = load_recipe(recipe, changes)
@@ -87,7 +89,7 @@ def _run(recipe: str, out: Path | None, changes: dict[str, Any], until: str | No
     typer.echo(f"total {sum(card['seconds'] for card in cards.values()):.0f} s of work in {directory}")
     if "report" in cards:
         typer.echo(f"scores  {directory / 'scores.json'}\nreport  {directory / 'report.html'}")
-    return cards
+    return directory, cards
 
 
 @app.command(
@@ -132,11 +134,10 @@ def prepare(
     CC2017 as downloaded (zips or folders), its published tensors, or a table of your own study. Leaves a page,
     data.html, with every run, the splits and when the brain answers. A killed preparation goes on where it stopped.
     """
-    changes = _about(data, subject, set_)
-    cards = _run(recipe, out, changes, "prepare")
+    directory, cards = _run(recipe, out, _about(data, subject, set_), "prepare")
     for name, text in prepared_lines(cards["prepare"]["summary"]):
         typer.echo(f"{name:10}  {text}")
-    typer.echo(f"{'page':10}  {_directory(out, load_recipe(recipe, changes)) / 'data.html'}")
+    typer.echo(f"{'page':10}  {directory / 'data.html'}")
 
 
 def prepared_lines(said: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -73,10 +73,6 @@ class SelectionRecipe(_Part):
         return self
 
 
-def _delays(delay_trs: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (delay_trs,) if isinstance(delay_trs, int) else delay_trs
-
-
 Layout = Literal["cc2017", "tensors", "table"]
 
 
@@ -126,7 +122,7 @@ class DataRecipe(_Part):
                 "train, validation and test name the segments of each split; expected all three"
                 + (", or none where the table has a column split" if self.layout == "table" else "")
             )
-        delays = [] if self.delay_trs is None else list(_delays(self.delay_trs))
+        delays = list(self.delays)
         latest = 4 if self.layout == "cc2017" else 40  # the volumes that CC2017 has after a film
         if delays != sorted(set(delays)) or (delays and not 0 <= delays[0] <= latest) or self.delay_trs == ():
             raise ValueError(f"delay_trs is {self.delay_trs}; expected 0 to {latest}, or several, ascending")
@@ -137,6 +133,12 @@ class DataRecipe(_Part):
         if self.files == "mni" and self.mask is None:
             raise ValueError("files is mni; expected a brain mask on the grid of these scans in mask")
         return self
+
+    @property
+    def delays(self) -> tuple[int, ...]:
+        """``delay_trs`` as a tuple; empty where it is null."""
+        given = self.delay_trs
+        return () if given is None else (given,) if isinstance(given, int) else given
 
 
 class TargetsRecipe(_Part):

@@ -17,7 +17,7 @@ from cc2017_dataset import write_film
 
 from neuroclips.data.prepare import prepare
 from neuroclips.data.prepared import load_clips
-from neuroclips.data.table import read_table, table_source
+from neuroclips.data.table import read_presentations, table_source
 from neuroclips.errors import DataError
 from neuroclips.recipe import DataRecipe
 
@@ -267,7 +267,7 @@ def test_commas_names_of_segments_repeats_and_subjects(study, table, tmp_path):
     with pytest.raises(DataError, match=r"study\.csv, line 2: run is func/nowhere\.nii\.gz, and there is no file"):
         table_source(path, recipe(subject=2))
     with pytest.raises(DataError, match=r"no row of subject 3; expected one of 1, sub-01, sub-02"):
-        read_table(path, 3)
+        read_presentations(path, 3)
 
 
 def test_splits_of_the_recipe_overrule_those_of_the_table(study, table, tmp_path):
@@ -284,13 +284,13 @@ def test_empty_lines_do_not_shift_the_line_that_is_named(study, tmp_path):
     path = tmp_path / "study.tsv"
     path.write_text("\n".join([lines[0], "", *lines[1:2], "\t" * 7, "x\t" * 7 + "y", "", ""]))
     with pytest.raises(DataError, match=r"study\.tsv, line 3: film is films/harbour\.mp4, and there is no file"):
-        read_table(path, 1)
+        read_presentations(path, 1)
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read(study, tmp_path):
     text = (study / "study.tsv").read_text().replace("\n", "\r\n")
     (study / "windows.tsv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert [row.line for row in read_table(study / "windows.tsv", 1)] == list(range(2, 12))
+    assert [row.line for row in read_presentations(study / "windows.tsv", 1)] == list(range(2, 12))
 
 
 def test_a_film_that_was_on_before_the_scan_is_cut_where_the_scan_begins(study, table, tmp_path):

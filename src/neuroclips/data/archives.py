@@ -30,9 +30,9 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import psutil
 
 from neuroclips.artefacts import read_json, write_json, written_aside
+from neuroclips.data.cc2017 import FOLDER
 from neuroclips.errors import DataError
 
-_DATASET = "video_fmri_dataset"
 _UNPACKING, _UNPACKED = ".unpacking", ".unpacked"  # copies of compressed bundles; what those held, once all is written
 _MIB = 2**20
 _BLOCK = 4 * _MIB
@@ -275,7 +275,7 @@ def _listed(archive: _Archive, inside: bool) -> _Listing:
         raise archive.refusal(f"members of {packed:,} bytes in a zip of {archive.size:,}; they overlap")
     for info in infos:
         parts = [part for part in info.filename.split("/") if part not in ("", ".")]
-        in_dataset = _DATASET in parts[:-1]
+        in_dataset = FOLDER in parts[:-1]
         is_zip = not in_dataset and info.filename.lower().endswith(".zip")
         if fault := _fault(info, any_size=is_zip and not inside):
             raise archive.refusal(f"member {info.orig_filename!r} {fault}")
@@ -284,7 +284,7 @@ def _listed(archive: _Archive, inside: bool) -> _Listing:
         if _is_clutter(parts):
             listing.left_out["left over by macOS"] += 1
         elif in_dataset:
-            path = PurePosixPath(*parts[parts.index(_DATASET) + 1 :])
+            path = PurePosixPath(*parts[parts.index(FOLDER) + 1 :])
             if (spelling := str(path).casefold()) in spellings:
                 raise archive.refusal(f"member {info.filename!r} is there twice")
             spellings.add(spelling)
@@ -292,7 +292,7 @@ def _listed(archive: _Archive, inside: bool) -> _Listing:
         elif is_zip and not inside:
             listing.bundles.append(info)
         else:
-            listing.left_out["a zip inside two zips" if is_zip else f"not under {_DATASET}"] += 1
+            listing.left_out["a zip inside two zips" if is_zip else f"not under {FOLDER}"] += 1
     return listing
 
 
@@ -466,7 +466,7 @@ def _recorded(into: Path, bundle: _Member) -> _Listing | None:
     try:
         note = read_json(into / _UNPACKED / f"{bundle.path.name}.json")
         rows = [(PurePosixPath(path), size, crc, time) for path, size, crc, time in note["members"]]
-        members = [_Member(*row, bundle.origin / _DATASET / row[0]) for row in rows]
+        members = [_Member(*row, bundle.origin / FOLDER / row[0]) for row in rows]
         return _Listing(bundle.origin, members, left_out=Counter(note["left_out"]))
     except (ValueError, KeyError, TypeError):  # no note, or not one of ours
         return None

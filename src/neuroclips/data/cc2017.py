@@ -11,6 +11,7 @@ this is read; the segment names come from the recipe.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from neuroclips.errors import DataError
@@ -43,7 +44,7 @@ def dataset_folder(root: Path) -> Path:
     return Path(root) if (Path(root) / "stimuli").is_dir() else Path(root) / FOLDER
 
 
-def wanted(subjects: set[int], files: str):
+def wanted(subjects: set[int], files: str) -> Callable[[PurePosixPath], bool]:
     """Which members of the zips a run needs: films, and the scans of one kind of some subjects."""
     scan = re.compile(rf"subject(\d+)/fmri/[^/]+/{files}/[^/]+\.nii(?:\.gz)?")
 

@@ -199,7 +199,7 @@ def prepare_bold(
         },
         "lag_curve": curve,
         "constant_voxels": dict(source.constant),
-        "source": getattr(source, "about", {}),
+        "source": source.about,
         "warnings": warnings,
     }
 

@@ -17,7 +17,7 @@ from neuroclips.data.bold import zscore
 from neuroclips.data.frames import FilmInfo, cuts_between
 from neuroclips.data.lag import meaningful, row_lags, thumbnails
 from neuroclips.data.pairing import resized
-from neuroclips.data.source import SPLITS, Scan, Segment, check_splits, delays_of
+from neuroclips.data.source import SPLITS, Scan, Segment, check_splits, delays_of, left_out
 from neuroclips.data.tensors import PublishedTensors, SplitTensors, open_tensors, tensor_files
 from neuroclips.data.timing import default_delay, exact
 from neuroclips.errors import DataError
@@ -60,12 +60,7 @@ class TensorSource:
             split: tuple(self._segment(name, split, recipe) for name in getattr(recipe, split)) for split in SPLITS
         }
         check_splits(self.splits)
-        self.warnings += [
-            f"left out: {reason}"
-            for split in SPLITS
-            for segment in self.splits[split]
-            for reason in segment.excluded.values()
-        ]
+        self.warnings += left_out(self.splits)
 
     def _files(self, subject: int) -> tuple[tuple[str, int, int], ...]:
         files = sorted(tensor_files(self.folder, subject).values())

@@ -75,6 +75,7 @@ class Source(Protocol):
     t_r : seconds.  delays : volumes between a clip and the responses that are seen with it; the first one pairs them.
     space : what voxels are, in words; n_voxels : how many.  warnings : what was odd, in the order in which it was met.
     constant : scan -> voxels that never change during its film.
+    about : JSON-like, what else was measured.
     """
 
     splits: dict[str, tuple[Segment, ...]]
@@ -85,6 +86,7 @@ class Source(Protocol):
     n_voxels: int
     warnings: list[str]
     constant: dict[str, int]
+    about: dict[str, Any]
 
     def responses(self, segment: Segment, repeat: int, voxels: np.ndarray | None = None) -> Float32[np.ndarray, "T V"]:
         """Detrended and z-scored responses to the clips of a segment, in one repeat; of some voxels, or all."""
@@ -110,10 +112,15 @@ class Source(Protocol):
 
 def delays_of(recipe: DataRecipe, t_r: float) -> tuple[int, ...]:
     """The recipe's delays in TRs, ascending; by default the one nearest to 4 s."""
-    given = recipe.delay_trs
-    delays = (default_delay(t_r),) if given is None else (given,) if isinstance(given, int) else given
+    delays = recipe.delays or (default_delay(t_r),)
     check_delays(delays, t_r)
     return delays
+
+
+def left_out(splits: dict[str, tuple[Segment, ...]]) -> list[str]:
+    """A sentence for every scan that is left out."""
+    every = (segment for split in SPLITS for segment in splits[split])
+    return [f"left out: {reason}" for segment in every for reason in segment.excluded.values()]
 
 
 def check_splits(splits: dict[str, tuple[Segment, ...]]) -> None:
@@ -157,9 +164,8 @@ class ScanSource:
         self.n_voxels = N_CORTEX if mask is None else mask.n_voxels
         self.warnings = list(warnings or [])
         self.constant: dict[str, int] = {}
-        for segment in self.segments:
-            for reason in segment.excluded.values():
-                self.warnings.append(f"left out: {reason}")
+        self.about: dict[str, Any] = {}
+        self.warnings += left_out(splits)
 
     @property
     def segments(self) -> tuple[Segment, ...]:

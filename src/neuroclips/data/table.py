@@ -48,7 +48,7 @@ class Presentation:
     duration: Fraction | None
 
 
-def read_table(path: Path, subject: int) -> list[Presentation]:
+def read_presentations(path: Path, subject: int) -> list[Presentation]:
     """The presentations that a table lists for a subject (all, where it has no column ``subject``).
 
     Raises
@@ -167,7 +167,7 @@ class _Rows:
 def table_source(path: Path, recipe: DataRecipe) -> ScanSource:
     """The scans and films that a table lists."""
     path, warnings = Path(path), list[str]()
-    rows = read_table(path, recipe.subject)
+    rows = read_presentations(path, recipe.subject)
     by_name: dict[str, list[Presentation]] = {}
     for row in rows:
         by_name.setdefault(row.segment, []).append(row)
