@@ -20,7 +20,7 @@ from sklearn.model_selection import GroupKFold
 
 from neuroclips.artefacts import read_arrays, read_json, write_arrays, write_json
 from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips, refuse_test_clips
-from neuroclips.decoders import Decoded
+from neuroclips.decoders import Decoded, FirstLayer, Pathway
 from neuroclips.errors import DataError
 from neuroclips.shapes import Float, Float32, Int
 
@@ -101,9 +101,9 @@ class RidgeDecoder:
         kernel = (responses - self.x_mean_) @ self.x_.T / self.x_.shape[1]
         return (kernel @ self.dual_ + self.y_mean_).reshape(len(responses), *self.shape_).astype(np.float32)
 
-    def weights(self) -> Float32[np.ndarray, "V Y"]:
-        """Weights per voxel and target, of the same regression (for maps on the cortex)."""
-        return self.x_.T @ self.dual_ / self.x_.shape[1]
+    def weights(self, voxels: slice | Int[np.ndarray, " N"] = slice(None)) -> Float32[np.ndarray, "N Y"]:
+        """Weights per voxel (of all by default) and target, of the same regression."""
+        return self.x_[:, voxels].T @ self.dual_ / self.x_.shape[1]
 
     def save(self, directory: Path) -> dict[str, Any]:
         names = ("x_", "x_mean_", "dual_", "y_mean_", "alpha_")
@@ -152,8 +152,18 @@ class RidgeDecoders:
         """``Clips.responses``."""
         return clips.inputs(n_repeats)
 
-    def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str]) -> Decoded:
+    def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str], *, prior: bool = True) -> Decoded:
         return Decoded(self.perception.predict(inputs), self.semantics.predict(inputs))
+
+    def first_layer(self, pathway: Pathway) -> FirstLayer:
+        """The whole regression: its outputs are the latents or the tokens."""
+        ridge: RidgeDecoder = getattr(self, pathway)
+        name = "latents" if pathway == "perception" else "tokens"
+        return FirstLayer(
+            rows=ridge.weights,
+            output=lambda x: ridge.predict(x).reshape(len(x), -1),
+            goal=lambda targets: np.asarray(getattr(targets, name), np.float32).reshape(len(targets.tokens), -1),
+        )
 
     def save(self, directory: Path) -> dict[str, Any]:
         about: dict[str, Any] = {"decoders": self.name}

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from neuroclips.artefacts import read_arrays, read_json, stable_seed, write_arrays, write_json
 from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips, refuse_test_clips
-from neuroclips.decoders import Decoded
+from neuroclips.decoders import Decoded, FirstLayer, Pathway
 from neuroclips.decoders.code import Basis, InputLayer, solve_input_layer
 from neuroclips.decoders.pretrained import (
     Sizes,
@@ -209,13 +209,13 @@ class NeuralDecoders:
     # --- decoding ----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str]) -> Decoded:
+    def decode(self, inputs: Float32[np.ndarray, "B X"], ids: list[str], *, prior: bool = True) -> Decoded:
         """Latents, tokens, and their mean with the prior's expected tokens; its noise is seeded by clip."""
         expected = self.layer_.weight.shape[0]
         if inputs.shape[1] != expected:
             raise DataError(f"inputs have {inputs.shape[1]} columns; these decoders were fitted on {expected}")
         on = pick_device(self.device)
-        perception, semantics, prior = self.perception_.to(on), self.semantics_.to(on), self.prior_.to(on)
+        perception, semantics, diffusion = self.perception_.to(on), self.semantics_.to(on), self.prior_.to(on)
         mean, sd = torch.tensor(self.token_mean_, device=on), self.token_sd_
         latents, tokens, nearer = [], [], []
         for start in range(0, len(inputs), AT_ONCE):
@@ -223,11 +223,28 @@ class NeuralDecoders:
             x = torch.from_numpy(np.ascontiguousarray(inputs[rows])).to(on)
             latents.append(perception(x).latents.cpu().numpy())
             seen = semantics(x)
-            draws = [torch.Generator().manual_seed(stable_seed(self.seed, "prior", clip)) for clip in ids[rows]]
-            found = prior.expected((self._condition(seen) - mean) / sd, draws, samples=self.prior_draws)
             tokens.append(seen.tokens.cpu().numpy())
-            nearer.append((PRIOR_SHARE * (found * sd + mean) + (1 - PRIOR_SHARE) * seen.tokens).cpu().numpy())
-        return Decoded(*(np.concatenate(parts).astype(np.float32) for parts in (latents, tokens, nearer)))
+            if prior:
+                draws = [torch.Generator().manual_seed(stable_seed(self.seed, "prior", clip)) for clip in ids[rows]]
+                found = diffusion.expected((self._condition(seen) - mean) / sd, draws, samples=self.prior_draws)
+                nearer.append((PRIOR_SHARE * (found * sd + mean) + (1 - PRIOR_SHARE) * seen.tokens).cpu().numpy())
+        return Decoded(*(np.concatenate(parts).astype(np.float32) for parts in (latents, tokens, nearer) if parts))
+
+    def first_layer(self, pathway: Pathway) -> FirstLayer:
+        """The subject's own layer, for the part of the code that holds the pathway's components of the targets.
+
+        Both networks hear the whole code, but start from these parts (``build_perception``, ``build_semantics``).
+        Outputs are coordinates along orthonormal axes of the targets, so that squares add up to theirs.
+        """
+        n = self.basis_.n_tokens
+        part = slice(0, n) if pathway == "semantics" else slice(n, None)
+        scale, layer = self.basis_.scale[part], self.layer_
+        weight, bias = layer.weight[:, part], layer.bias[part]
+        return FirstLayer(
+            rows=lambda columns: weight[columns] * scale,
+            output=lambda x: (x @ weight + bias) * scale,
+            goal=lambda targets: self.basis_.encode(targets)[:, part] * scale,
+        )
 
     # --- files -------------------------------------------------------------------------------------------------------
 
