@@ -63,6 +63,28 @@ class VoxelSummary:
     selected: Int[np.ndarray, " N"]
 
 
+@dataclass(frozen=True)
+class BarRow:
+    """Values of one area, by series: (value, low, high). Ends of the 95 % interval that are not known are NaN."""
+
+    name: str
+    group: str
+    values: Mapping[str, tuple[float | int, float | int, float | int]]
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Horizontal bars from zero: rows under the headings of their groups, the same series side by side in each row.
+
+    label : of the axis, with its unit. Missing values are left out, or NaN.
+    """
+
+    title: str
+    label: str
+    rows: Sequence[BarRow]
+    note: str = ""
+
+
 def nice_ticks(low: float | int, high: float | int, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that cover [low, high].
 
@@ -197,6 +219,39 @@ def _dot_row(score: Score, ticks: list[float]) -> dict:
         "ceiling": None if score.ceiling is None else mark("ceiling", score.ceiling),
         "floors": [mark(f"floor, {name}", value) for name, value in score.floors.items() if math.isfinite(value)],
         "baselines": [mark(f"baseline, {name}", v) for name, v in score.baselines.items() if math.isfinite(v)],
+    }  # fmt: skip
+
+
+def bar_panel(chart: BarChart) -> dict:
+    """Bars of a chart, group by group; across, positions are percentages of the width, and one scale holds for all.
+
+    Each series has the same lane and colour in every row. The axis includes zero.
+    """
+    series = list(dict.fromkeys(name for row in chart.rows for name in row.values))
+    numbers = _finite(number for row in chart.rows for three in row.values.values() for number in three)
+    ticks = nice_ticks(*_span([0.0, *numbers]), about=6)
+
+    def bar(name: str, row: BarRow) -> dict | None:
+        value, low, high = row.values.get(name, (math.nan,) * 3)
+        if not math.isfinite(value):
+            return None
+        start, end = sorted((_percent(0.0, ticks), _percent(value, ticks)))
+        known = math.isfinite(low) and math.isfinite(high)
+        between = f" ({format_interval((low, high))})" if known else ""
+        return {
+            "lane": series.index(name), "x": start, "width": round(end - start, 2),
+            "interval": [_percent(low, ticks), _percent(high, ticks)] if known else None,
+            "title": f"{row.name}, {name}: {format_value(value)}{between}",
+        }  # fmt: skip
+
+    groups: dict[str, list[dict]] = {}  # in the order in which they first come
+    for row in chart.rows:
+        bars = [found for name in series if (found := bar(name, row)) is not None]
+        groups.setdefault(row.group, []).append({"name": row.name, "bars": bars})
+    return {
+        "title": chart.title, "label": chart.label, "note": chart.note, "series": series,
+        "zero": _percent(0.0, ticks), "ticks": [(_percent(t, ticks), f"{t:g}") for t in ticks],
+        "groups": [{"name": name, "rows": rows} for name, rows in groups.items()],
     }  # fmt: skip
 
 
