@@ -337,6 +337,52 @@ def audit(
 
 
 @app.command(
+    epilog="Examples: `neuroclips maps runs/demo`   `neuroclips maps runs/demo --format svg --format pdf`   "
+    "`neuroclips maps runs/demo --method ridge --lesions areas --clip test1/0012s`"
+)
+def maps(
+    run: Annotated[Path, typer.Argument(help="directory of a run that has been fitted", metavar="RUN")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="pictures as svg or pdf, too; may be given again", show_default=False),
+    ] = None,
+    clip: Annotated[
+        list[str] | None,
+        typer.Option(help="also where this clip can be trusted; may be given again", show_default=False),
+    ] = None,
+    method: Annotated[
+        Literal["ridge", "neural"] | None,
+        typer.Option(help="whose maps; default: the method that makes the videos", show_default=False),
+    ] = None,
+    lesions: Annotated[
+        Literal["streams", "areas", "none"] | None,
+        typer.Option(help="what is scrambled to see what the whole decoder loses", show_default=False),
+    ] = None,
+) -> None:
+    """Which voxels mattered: maps on the cortex, areas compared, and files for Connectome Workbench.
+
+    Weights as in the paper, and what tells more than weights: patterns, permutation importance, lesions, encoding
+    models, re-encoded video. Leaves a page (maps.html), pictures, CIFTI, GIFTI and tables; of volumes NIfTI.
+    """
+    from rich.console import Console
+
+    from neuroclips import map_files, pipeline
+
+    asked: dict[str, Any] = {} if method is None else {"method": method}
+    if lesions is not None:
+        asked["lesions"] = None if lesions == "none" else lesions
+    if strange := [kind for kind in formats or [] if kind not in map_files.FORMATS]:
+        raise DataError(f"--format {strange[0]}: expected one of {', '.join(map_files.FORMATS)}")
+    console = Console(stderr=True)
+    with _interruptible():
+        said = pipeline.run_one(map_files.recipe_of(run, asked), run, "maps", console)["summary"]
+        map_files.write_more(run, formats or [], clip or [], console)
+    for line in said["findings"]:
+        typer.echo(line)
+    typer.echo(f"page      {run / 'maps.html'}\npictures  {run / 'maps' / 'pictures'}\nfiles     {run / 'maps'}")
+
+
+@app.command(
     epilog="Examples: `neuroclips table runs/seed7 runs/seed8 runs/seed9 --metric top-1`   "
     "`neuroclips table runs/demo --space video --latex > table.tex`"
 )

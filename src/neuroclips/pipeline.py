@@ -1,7 +1,7 @@
 """``neuroclips run RECIPE``: stages in order, each with its artefacts and its card.
 
-    [simulate] -> survey -> films -> targets ---------> fit -> reconstruct -> [generate] -> [curves] -> [observe]
-                         -> reliability -> prepare ->       -> evaluate -> report
+    [simulate] -> survey -> films -> targets -> fit -> reconstruct -> [generate] -> [curves] -> [maps] -> [observe]
+                         -> reliability -> prepare ->                            -> evaluate -> report
 
 A stage whose settings and parents are unchanged is skipped and says so. A killed run resumes: finished stages stand,
 the stage that was cut starts again, and inside ``simulate`` every finished film and scan, inside ``generate`` every
@@ -23,14 +23,14 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from neuroclips import curves, generation, scoring, stages
+from neuroclips import curves, generation, maps, scoring, stages
 from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json, written_aside
 from neuroclips.errors import ArtefactError
 from neuroclips.recipe import Recipe
 
 PACKAGES = ("neuroclips", "numpy", "torch", "diffusers", "transformers", "himalaya", "nibabel", "av")
 # Copied to the top of the run directory, for people.
-SHOWN = {"prepare": "data.html", "evaluate": "scores.json", "report": "report.html"}
+SHOWN = {"prepare": "data.html", "maps": "maps.html", "evaluate": "scores.json", "report": "report.html"}
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,11 @@ def plan(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, in order. A simulated subject adds its making and its ideal observer."""
     present = {"simulate": recipe.film is not None, "observe": recipe.film is not None}
     present["generate"], present["curves"] = recipe.generate.video is not None, recipe.curves is not None
+    present["maps"] = recipe.maps is not None
     source = tuple(name for name in ("simulate",) if present[name])
     extra = tuple(name for name in ("generate", "curves", "observe") if present[name])
     scores = ("prepare", "targets", "fit", "reconstruct", *extra)
+    shown = ("maps",) if present["maps"] else ()
     stages_ = [
         Stage(
             "simulate",
@@ -102,9 +104,15 @@ def plan(recipe: Recipe) -> list[Stage]:
             lambda r: [r.generate.video, generation.video_weights(r), r.seed],
         ),
         Stage("curves", curves.curves, ("prepare", "targets", "fit"), lambda r: [r.curves]),
+        Stage(
+            "maps",
+            maps.maps,
+            ("prepare", "targets", "fit"),
+            lambda r: [r.maps, r.generate.generators, r.evaluate.bootstrap, r.evaluate.exclude_seconds, r.seed],
+        ),
         Stage("observe", stages.observe, ("simulate", "prepare"), lambda r: [r.generate.test_repeats]),
         Stage("evaluate", scoring.evaluate, scores, lambda r: [r.evaluate, scoring.judge_names(r), r.seed], format=3),
-        Stage("report", stages.report, ("evaluate", *scores), lambda r: [r.name, r.description]),
+        Stage("report", stages.report, ("evaluate", *scores, *shown), lambda r: [r.name, r.description]),
     ]
     return [s for s in stages_ if present.get(s.name, True)]
 
@@ -140,6 +148,28 @@ def run(
         cards[stage.name] = card
         _show(directory, stage.name)
     return cards
+
+
+def run_one(recipe: Recipe, directory: Path | str, name: str, console: Console | None = None) -> dict[str, Any]:
+    """Walk through one stage of a finished run alone; returns its card. What it needs is taken as it is on disk, so
+    that neither scans nor films have to be at hand.
+
+    Raises ArtefactError where a stage that it needs is not finished.
+    """
+    directory, console = Path(directory), console or Console(stderr=True)
+    stage = next(stage for stage in plan(recipe) if stage.name == name)
+    cards: dict[str, dict[str, Any]] = {}
+    for parent in stage.parents:
+        card = read_card(directory / parent)
+        if card is None or _finished(directory / parent, card["key"]) is None:
+            raise ArtefactError(f"{directory}: the stage {parent} is not finished; expected a run that has been fitted")
+        cards[parent] = card
+    key = _key(stage, recipe, cards)
+    card = _finished(directory / name, key)
+    if card is None:
+        card = _make(stage, key, directory, recipe, cards, console)
+    _show(directory, name)
+    return card
 
 
 def _show(run_directory: Path, stage: str) -> None:

@@ -281,6 +281,19 @@ class CurvesRecipe(_Part):
     samples: bool = Field(True, description="also decode every presentation by itself: do they agree?")
 
 
+class MapsRecipe(_Part):
+    """Which voxels mattered: maps on the cortex, or in the volume (docs/maps.md)."""
+
+    method: Literal["ridge", "neural"] | None = Field(
+        None, description="whose maps; null: the last of decoders.methods, which makes the videos"
+    )
+    lesions: Literal["streams", "areas"] | None = Field(
+        "streams", description="what is scrambled to see what the whole decoder loses; null: nothing"
+    )
+    shuffles: int = Field(2, ge=1, description="shuffles across scenes, of lesions")
+    encoding: bool = Field(True, description="also variance partition, and re-encoding of decoded video")
+
+
 class Recipe(_Part):
     """One complete run."""
 
@@ -295,6 +308,7 @@ class Recipe(_Part):
     decoders: DecodersRecipe = DecodersRecipe()
     generate: GenerateRecipe = GenerateRecipe()
     curves: CurvesRecipe | None = Field(None, description="null draws no curves")
+    maps: MapsRecipe | None = Field(None, description="null draws no maps; `neuroclips maps RUN` does so later")
     evaluate: EvaluateRecipe = EvaluateRecipe()
 
     @model_validator(mode="after")

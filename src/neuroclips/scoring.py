@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from neuroclips.artefacts import read_arrays, read_json, write_json
+from neuroclips.artefacts import read_arrays, read_json
 from neuroclips.curves import score_curves
 from neuroclips.data.clips import Clips
 from neuroclips.data.prepared import Prepared, load_clips
@@ -44,6 +44,7 @@ from neuroclips.shapes import Int
 from neuroclips.stages import (
     ABLATIONS,
     Report,
+    count_opening,
     decoder_weights,
     load_targets,
     progress_bar,
@@ -94,7 +95,7 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
         "controls_that_contain_chance": sum(s.contains_chance is True for s in controls),
         "judges": {judge.name: list(judge.weights) for judge in judges}
         | ({TEXT_JUDGE: list(text_weights())} if any(s.space == TEXT_JUDGE for s in scores) else {}),
-        "test_split_opened": _count_opening(run),
+        "test_split_opened": count_opening(run),
     }
 
 
@@ -339,11 +340,3 @@ def _identification_ceiling(run: Path, test: Clips, k: int) -> tuple[np.ndarray 
     halves = [replace(test, bold=test.bold[:, start::2], present=test.present[:, start::2]) for start in (0, 1)]
     first, second = (half.responses() for half in halves)
     return correlation_scores(first, second, np.zeros(test.n_voxels, np.float32)), "split half of the repeats"
-
-
-def _count_opening(run: Path) -> int:
-    """How many times this run's test split has been scored, this one included."""
-    path = run / "test_split_opened.json"
-    count = read_json(path)["times"] + 1 if path.exists() else 1
-    write_json(path, {"times": count})
-    return count

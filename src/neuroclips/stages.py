@@ -18,6 +18,7 @@ from neuroclips.artefacts import (
     file_hash,
     read_arrays,
     read_card,
+    read_json,
     stable_seed,
     write_arrays,
     write_json,
@@ -59,6 +60,14 @@ def progress_bar(console: Console) -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def count_opening(run: Path) -> int:
+    """How many times this run's decoding has been compared with its test split, this one included."""
+    path = run / "test_split_opened.json"
+    count = read_json(path)["times"] + 1 if path.exists() else 1
+    write_json(path, {"times": count})
+    return count
 
 
 def source_files(path: Path | None) -> dict[str, list[int]]:
@@ -293,6 +302,7 @@ def report(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, 
         "reconstruct",
         "generate",
         "curves",
+        "maps",
         "observe",
         "evaluate",
     )

@@ -19,7 +19,7 @@ CHANGES = {
     "data.train": ["seg1", "seg2"], "data.validation": ["seg3"], "data.frames_per_clip": 3, "data.frame_size": 32,
     "data.wrong_subject": 2,
     "data.selection.top": 700, "evaluate.bootstrap": 100, "evaluate.shuffles": 2,
-    "decoders.pretrained": None, "decoders.epochs": 2, "generate.video": None,
+    "decoders.pretrained": None, "decoders.epochs": 2, "generate.video": None, "maps": None,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""All maps of a run as files: ``voxels.safetensors``, ``maps.json``, ``areas.parquet``, ``clips.parquet``."""
+"""All maps of a run as files: ``voxels.safetensors``, ``about.json``, ``areas.parquet``, ``clips.parquet``."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class MapResults:
         }
         claims = [asdict(claim) for claim in self.claims]
         write_json(
-            directory / "maps.json",
+            directory / "about.json",
             {"space": self.space, "maps": groups, "claims": claims, "findings": list(self.findings)},
         )
 
     @classmethod
     def read(cls, directory: Path) -> MapResults:
-        about, values = read_json(directory / "maps.json"), read_arrays(directory / "voxels.safetensors")
+        about, values = read_json(directory / "about.json"), read_arrays(directory / "voxels.safetensors")
         clips = directory / "clips.parquet"
 
         def pair(ends: list[float] | None) -> tuple[float, float] | None:

@@ -26,6 +26,7 @@ from neuroclips.data.prepared import Prepared, load_clips
 from neuroclips.data.selection import FALLBACK, MINIMUM, Selection, repeat_correlation, select_voxels
 from neuroclips.data.source import SPLITS, Segment, Source, asked_voxels
 from neuroclips.data.study import open_source
+from neuroclips.data.volumes import write_mask
 from neuroclips.recipe import DataRecipe, SelectionRecipe
 from neuroclips.shapes import Bool, Float
 
@@ -152,7 +153,8 @@ def prepare_bold(
 ) -> dict[str, Any]:
     """Select voxels, and write ``train``, ``validation``, ``test`` and ``voxels`` (.safetensors) and ``segments.json``.
 
-    Returns the summary for the stage's card: what was found, left out and selected, and every doubt under ``warnings``.
+    Of scans in volume space, ``mask.nii`` as well. Returns the summary for the stage's card: what was found, left out
+    and selected, and every doubt under ``warnings``.
     """
     out = Path(out)
     said = out / ".said.json"  # what was odd about scans that a killed run has read already
@@ -175,6 +177,8 @@ def prepare_bold(
     voxels = asdict(selection)
     fallback = voxels.pop("fallback")
     write_arrays(out / "voxels.safetensors", voxels)
+    if source.mask is not None:
+        write_mask(out / "mask.nii", source.mask)  # where voxels are, for maps
     names = {split: [segment.name for segment in source.splits[split]] for split in SPLITS}
     lags = [delay - source.delays[0] for delay in source.delays]
     about = {"t_r": source.t_r, "delay_trs": source.delays[0], "lags": lags, "space": source.space, "segments": names}

@@ -20,6 +20,7 @@ from neuroclips.data.pairing import resized
 from neuroclips.data.source import SPLITS, Scan, Segment, check_splits, delays_of, left_out
 from neuroclips.data.tensors import PublishedTensors, SplitTensors, open_tensors, tensor_files
 from neuroclips.data.timing import default_delay, exact
+from neuroclips.data.volumes import VolumeMask
 from neuroclips.errors import DataError
 from neuroclips.recipe import DataRecipe
 from neuroclips.shapes import Float32, UInt8
@@ -39,6 +40,7 @@ class TensorSource:
 
     others: tuple[Segment, ...] = ()
     space = "published tensor; places of its voxels are unknown"
+    mask: VolumeMask | None = None
 
     def __init__(self, root: Path, recipe: DataRecipe, progress: Progress | None = None):
         self.folder, self.t_r = Path(root), recipe.t_r or 2.0

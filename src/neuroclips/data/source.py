@@ -73,7 +73,8 @@ class Source(Protocol):
 
     splits : segments by split; others : the test segments with another subject's scans, or none.
     t_r : seconds.  delays : volumes between a clip and the responses that are seen with it; the first one pairs them.
-    space : what voxels are, in words; n_voxels : how many.  warnings : what was odd, in the order in which it was met.
+    space : what voxels are, in words; n_voxels : how many.  mask : where they are in a volume, else None.
+    warnings : what was odd, in the order in which it was met.
     constant : scan -> voxels that never change during its film.
     about : JSON-like, what else was measured.
     """
@@ -84,6 +85,7 @@ class Source(Protocol):
     delays: tuple[int, ...]
     space: str
     n_voxels: int
+    mask: VolumeMask | None
     warnings: list[str]
     constant: dict[str, int]
     about: dict[str, Any]

@@ -21,6 +21,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import ImageOpener
 
+from neuroclips.artefacts import written_aside
 from neuroclips.data.bold import Run
 from neuroclips.errors import DataError
 from neuroclips.shapes import Bool, Float
@@ -67,6 +68,12 @@ def read_mask(path: Path) -> VolumeMask:
             f"{path}: {mask.n_voxels} of {values.size} voxels are inside (not zero); expected at least {MINIMUM_INSIDE}"
         )
     return mask
+
+
+def write_mask(path: Path, mask: VolumeMask) -> None:
+    """Write a mask as NIfTI of 0 and 1, for ``read_mask``; atomically."""
+    with written_aside(path) as aside:
+        aside.write_bytes(nib.Nifti1Image(mask.inside.astype(np.uint8), mask.affine).to_bytes())
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, Float[np.ndarray, "4 4"]]:

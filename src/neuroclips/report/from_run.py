@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 from neuroclips.artefacts import read_arrays, read_card, read_json
+from neuroclips.cortex.plot import flat_thumbnail
+from neuroclips.cortex.results import MapResults
+from neuroclips.cortex.voxel_map import VoxelMap
 from neuroclips.data.prepared import Prepared, load_clips
 from neuroclips.evaluation.curves import read_curves
 from neuroclips.evaluation.table import Score, read_scores
@@ -18,6 +23,7 @@ from neuroclips.recipe import Recipe
 from neuroclips.report.charts import Curve, Series
 from neuroclips.report.data_card import data_card
 from neuroclips.report.generated import Generated, exhibits, read_condition, with_generated
+from neuroclips.report.maps import MapsSection, area_bars
 from neuroclips.report.page import (
     Credit,
     Exhibit,
@@ -50,6 +56,61 @@ def data_page(run: Path, recipe: Recipe, summary: Mapping[str, Any]) -> ReportDa
     )
 
 
+def maps_page(run: Path, recipe: Recipe, method: str) -> ReportData:
+    """The page of what the stage ``maps`` wrote into a run: the section on maps alone."""
+    cards = {name: card for name in ("simulate",) if (card := read_card(run / name)) is not None}
+    return ReportData(
+        title=f"NeuroClips: maps of {recipe.name}",
+        opening=f"Which voxels mattered to “{method}”, in five ways beside each other, because any one alone misleads.",
+        notice="" if recipe.film is None else _SIMULATED,
+        maps=_maps(run / "maps"),
+        credits=_credits(cards),
+    )
+
+
+_PPM, _SHARE = "ppm of explained variance, mean of an area's voxels", "share of variance"
+_BARS = (  # what stands beside each other: maps, or lesions, by what their bars are called
+    ("What the decoder uses", _PPM, {"perception-importance": "perception", "semantics-importance": "semantics"}),
+    ("What the whole decoder loses without it", "correlation with the film lost", {
+        "perception-lesion": "perception", "semantics-lesion": "semantics",
+    }),
+    ("Where it is carried", "r²", {"perception-patterns": "perception", "semantics-patterns": "semantics"}),
+    ("What the film explains", _SHARE, {"low-level-unique": "low-level alone", "semantic-unique": "semantic alone"}),
+)  # fmt: skip
+
+
+def _maps(folder: Path) -> MapsSection:
+    found = MapResults.read(folder)
+
+    def picture(each: VoxelMap) -> np.ndarray:
+        if found.space == "cortex":
+            return flat_thumbnail(each)
+        with Image.open(folder / "pictures" / f"{each.name}.png") as image:
+            return np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
+
+    there = set(found.areas["map"])
+    bars = [area_bars(found.areas, series, title, unit) for title, unit, series in _BARS if there.issuperset(series)]
+    return MapsSection(
+        text="Every map shows the voxels that were selected, and nothing was chosen by it. Weights are what the paper "
+        "shows; the other maps say more. Areas are compared below the maps.",
+        maps=found.maps if found.space != "unknown" else {},
+        pictures={each.name: picture(each) for each in found.every} if found.space != "unknown" else {},
+        findings=found.findings,
+        bars=bars,
+        areas=found.areas[(found.areas["hemisphere"] == "both") | (found.areas["kind"] != "area")],
+        space=found.space,
+    )
+
+
+def _trust(folder: Path) -> Iterator[pd.DataFrame]:
+    """How far the re-encoding of every clip fits held-out scans, as scores of clips."""
+    clips = MapResults.read(folder).clips
+    if clips is not None:
+        shared = {"clip": clips["clip"], "scene": clips["scene"], "space": "re-encoding", "method": clips["generator"]}
+        for metric, column in (("correlation with held-out scans", "correlation"), ("percentile", "percentile")):
+            yield pd.DataFrame({**shared, "metric": metric, "value": clips[column]})
+
+
 def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> ReportData:
     """Everything on the page of a finished run; ``cards`` are those of its stages, in order."""
     prepared = load_clips(run / "prepare")
@@ -57,6 +118,8 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
     most = max(s.n_repeats or 0 for s in scores)
     per_clip = pd.read_parquet(run / "evaluate" / "per_clip.parquet")
     per_clip = per_clip[per_clip["n_repeats"] == most]
+    if "maps" in cards:
+        per_clip = pd.concat([per_clip, *_trust(run / "maps")], ignore_index=True)
     shown = [s for s in scores if s.n_repeats in (most, None)]  # None: about no single number, such as fusion's
     gallery, exhibited, generated = GALLERY, list[Exhibit](), dict[str, Generated]()
     if recipe.generate.video is not None:
@@ -81,6 +144,7 @@ def report_data(run: Path, recipe: Recipe, cards: Mapping[str, Mapping[str, Any]
         notice="" if recipe.film is None else _SIMULATED,
         repeats_curve=_repeats_curve(scores, recipe.decoders.methods[-1]),
         curves=_conditions(run / "evaluate" / "curves.json"),
+        maps=_maps(run / "maps") if "maps" in cards else None,
         training_curves=_training_curves(recipe) + _decoder_curves(recipe, cards),
         data_card=data_card(prepared, cards["prepare"]["summary"]),
         card=_card(recipe, cards),
