@@ -179,7 +179,9 @@ def preference(found: Found) -> None:
     for pathway in PATHWAYS:
         values = next(m.values for m in found.maps[GROUPS[pathway]] if m.name == f"{pathway}-importance")
         values = values[found.mask].astype(np.float64)
-        share[pathway] = values / max(values.sum(), np.finfo(float).tiny) * len(values)
+        if values.sum() <= 0:  # nothing is explained: there is nothing to share
+            return
+        share[pathway] = values / values.sum() * len(values)
     found.add(
         "Both", "preference", "Semantics or perception?", "difference of shares (1: an average voxel's)",
         (share["semantics"] - share["perception"]).astype(np.float32),

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
-from himalaya.backend import get_backend, set_backend
+import torch
+from himalaya.backend import get_backend
 from himalaya.kernel_ridge import MultipleKernelRidgeCV
 from sklearn.decomposition import PCA
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import GroupKFold
+from threadpoolctl import threadpool_limits
 
 from neuroclips.cortex import encoding as module
 from neuroclips.cortex.encoding import (
@@ -23,6 +25,16 @@ NOISE = 0.5  # standard deviation, beside a signal of 1
 COMMON = 0.6  # correlation of the first three features of the two spaces
 DELAYS = (0, 2, -1)
 GROUPS = {"low": 9, "semantic": 11, "both": 13, "neither": 17}  # voxels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices are small: more threads gain nothing, and wait for each other when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)
 
 
 def planted(n_runs, clips, seed):
@@ -57,7 +69,7 @@ def members(name):
 
 
 @pytest.fixture(scope="module")
-def fitted():
+def fitted(one_thread):
     """A joint model and one of each space, and held-out clips."""
     spaces, segment, y = planted(10, 60, seed=0)
     joint = fit_encoding(spaces, segment, y, delays=DELAYS, mixtures=5)
@@ -214,16 +226,13 @@ def test_runs_are_never_split_and_the_backend_is_left_as_it_was(monkeypatch):
 
     def watched(*args, cv, **kwargs):
         seen.extend(cv)
-        assert get_backend().name == "numpy"
+        assert get_backend().name == "torch"
         return solve(*args, cv=cv, **kwargs)
 
     monkeypatch.setattr(module, "solve_multiple_kernel_ridge_random_search", watched)
-    set_backend("torch")
-    try:
-        fit_encoding(spaces, segment, y, mixtures=3)
-        assert get_backend().name == "torch"
-    finally:
-        set_backend("numpy")
+    assert get_backend().name == "numpy"
+    fit_encoding(spaces, segment, y, mixtures=3)
+    assert get_backend().name == "numpy"
     assert len(seen) == 5
     assert all(not set(segment[fit]) & set(segment[held]) for fit, held in seen)
     assert sorted(np.concatenate([held for _, held in seen])) == list(range(84))

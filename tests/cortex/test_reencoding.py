@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from neuroclips.cortex.encoding import fit_encoding, mean_responses
 from neuroclips.cortex.reencoding import agreement, clip_trust, presentation_halves, reencoding_accuracy
@@ -10,6 +12,16 @@ from neuroclips.errors import DataError
 from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.identification import candidate_pool
 from neuroclips.evaluation.noise_ceiling import split_half
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices are small: more threads gain nothing, and wait for each other when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -59,7 +59,9 @@ def test_the_paper_s_areas_are_as_it_names_them():
 
 def test_volumes_have_the_areas_that_are_given_and_tensors_none():
     inside = np.arange(60) < 25
-    regions = volume_regions({"visual": inside, "motor": ~inside & (np.arange(60) < 40), "tiny": np.arange(60) > 57}, 60)
+    regions = volume_regions(
+        {"visual": inside, "motor": ~inside & (np.arange(60) < 40), "tiny": np.arange(60) > 57}, 60
+    )
     assert [(r.name, r.hemisphere, r.n_voxels) for r in regions.regions] == [
         ("all voxels", "both", 60), ("visual", "both", 25), ("motor", "both", 15),
     ]  # fmt: skip

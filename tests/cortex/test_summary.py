@@ -81,6 +81,10 @@ def test_a_claim_holds_when_its_difference_is_clear_of_zero(boot):
     assert claim("m", found, two_regions("x", "y"), boot, higher=True) is None
 
 
+def linear(weight):
+    return FirstLayer(lambda columns: weight[columns], lambda x: x @ weight, lambda targets: weight[:0])
+
+
 @pytest.mark.parametrize("what", ["importance", "patterns"])
 def test_without_a_signal_no_more_areas_pass_than_chance_lets_through(what):
     """40 areas of 6 voxels, smooth noise in time, a decoder that was fitted to noise: at 5 %, 2 of 40 are expected."""
@@ -92,7 +96,7 @@ def test_without_a_signal_no_more_areas_pass_than_chance_lets_through(what):
         noise = noise[:, 2:] + 0.7 * noise[:, 1:-1] + 0.4 * noise[:, :-2]  # neighbours in time are alike
         goal = np.repeat(rng.normal(size=(b // 5, y)), 5, axis=0).astype(np.float32)  # and so are clips of a scene
         weight = rng.normal(size=(v, y)).astype(np.float32)
-        layer = FirstLayer(lambda columns: weight[columns], lambda x: x @ weight, lambda targets: goal)
+        layer = linear(weight)
         regions = volume_regions({str(i): np.arange(v) // 6 == i for i in range(40)}, v, least=1)
         boot = SceneBootstrap(np.arange(b) // 5, draws=100, seed=seed)
         if what == "importance":
@@ -126,9 +130,13 @@ def test_results_read_back_as_they_were_written(tmp_path, boot):
 
 
 def test_p_is_that_of_paired_flips(boot):
-    values = np.random.default_rng(8).normal(0.4, 1, size=(13, 2))
+    values = np.random.default_rng(8).normal([0.9, 0.4], 1, size=(13, 2))
     found = of_clips(boot, values, np.ones(2))
-    expected = [paired_p_value(values[:, region], boot.block, seed=boot.seed) for region in range(2)]
-    np.testing.assert_allclose(found.p, expected)
+    assert (found.value > 0).all()
+    both_sides = [paired_p_value(values[:, region], boot.block, seed=boot.seed) for region in range(2)]
+    np.testing.assert_allclose(found.p, np.array(both_sides) / 2, atol=0.04)
+    assert (of_clips(boot, -values, np.ones(2)).p > 0.5).all()
+    # Of 2^8 flips, only the one that changes nothing is as large where all scenes agree.
+    np.testing.assert_allclose(of_clips(boot, np.ones((13, 400)), np.ones(400)).p, 2.0**-8, rtol=0.3)
     few = SceneBootstrap(np.repeat(np.arange(5), 3)[:13], draws=100, seed=0)
     assert np.isnan(of_clips(few, values, np.ones(2)).p).all()

@@ -121,7 +121,7 @@ def permutation_importance(
         lost = (x * (y @ layer.rows(columns).T)).reshape(b, lags, -1).sum(axis=1) * (fit * b / total)
         values[part] = lost.mean(axis=0)
         regions.add(per_clip, lost, part)
-    return Importance(fit * shared / total, values, regions.of_cells(per_clip).astype(np.float32))
+    return Importance(fit * max(shared, 0.0) / total, values, regions.of_cells(per_clip).astype(np.float32))
 
 
 def patterns(
