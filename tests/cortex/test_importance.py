@@ -168,7 +168,7 @@ def test_parts_change_nothing(planted, monkeypatch):
 
 
 def test_a_decoder_worse_than_none_explains_nothing(small):
-    x, weight, bias, goal = small
+    x, weight, bias, _ = small
     found = permutation_importance(linear(weight, bias), x, -(x @ weight), regions_of(3))
     assert found.score == 0
     assert (found.values == 0).all()

@@ -29,9 +29,9 @@ def test_areas_that_carry_a_pathway_are_missed_by_it_alone(planted):
         decoders, inputs, test.ids, score(planted.test_targets), regions, [0, 1, 2], orders,
         lambda done, total, what: told.append((done, total, what)),
     )  # fmt: skip
-    every, picture, meaning = lost["latents"].mean(axis=0)
+    _, picture, meaning = lost["latents"].mean(axis=0)
     assert picture > 10 * abs(meaning)
-    every, picture, meaning = lost["tokens"].mean(axis=0)
+    _, picture, meaning = lost["tokens"].mean(axis=0)
     assert meaning > 10 * abs(picture)
     # Without any voxel of its own a clip is decoded as the clip whose responses it got.
     decoded = decoders.decode(inputs, test.ids)
