@@ -1,4 +1,4 @@
-# make demo   scans to videos, scores and a page, on a simulated subject (under twelve minutes)
+# make demo   scans to videos, scores and a page, on a simulated subject (under fourteen minutes)
 # make test   the tests          make check   lint, types, layer contract
 PYTHON ?= python3
 BIN := .venv/bin

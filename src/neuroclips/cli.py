@@ -111,7 +111,7 @@ def demo(
     out: Directory = None,
     set_: Changes = None,
 ) -> None:
-    """A simulated subject watches film; the film is decoded from the scans. Twelve minutes on a laptop."""
+    """A simulated subject watches film; the film is decoded from the scans. Under fourteen minutes on a laptop."""
     changes = _parse(set_)
     if movies is not None:
         # A folder rarely holds enough film for the demo's four test segments, each second of which is shown once.

@@ -341,3 +341,15 @@ def test_refusals(fitted):
         variance_partition(joint, {"low": alone["low"]}, spaces, segment, y)
     with pytest.raises(DataError, match="areas or models have 50 voxels, measured responses 49; expected as many"):
         variance_partition(joint, alone, spaces, segment, y[:, 1:])
+
+
+def test_components_found_in_parts_are_those_of_sklearn(monkeypatch):
+    values = np.random.default_rng(21).normal(size=(17, 5, 23)) * np.linspace(1, 9, 23)
+    values = values.astype(np.float16)
+    monkeypatch.setattr(module, "_FEATURES_AT_ONCE", 10)
+    found = principal(values, 6)
+    flat = values.reshape(17, -1).astype(np.float64)
+    reference = PCA(6, svd_solver="full").fit(flat)
+    scores = reference.transform(flat)
+    length = np.sqrt(np.square(scores).sum() / 17)
+    np.testing.assert_allclose(np.abs(found.encode(values)), np.abs(scores) / length, atol=2e-4)

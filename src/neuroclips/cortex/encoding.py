@@ -15,7 +15,7 @@ al. 2022, NeuroImage 264:119728), so a space that says nothing about a voxel doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -23,7 +23,6 @@ import numpy as np
 from himalaya.backend import get_backend, set_backend
 from himalaya.kernel_ridge import generate_dirichlet_samples, solve_multiple_kernel_ridge_random_search
 from sklearn.model_selection import GroupKFold
-from sklearn.utils.extmath import randomized_svd
 
 from neuroclips.data.clips import Clips, shifted
 from neuroclips.decoders.ridge import MAX_FOLDS
@@ -34,6 +33,7 @@ from neuroclips.shapes import Bool, Float, Float32, Int
 DELAYS = (0, 1, 5)  # the rise of the response and its undershoot; of 20 sets the best across the demo's training runs
 ALPHAS = tuple(float(a) for a in np.logspace(-1, 4, 11))  # in units of a clip's mean squared features
 MIXTURES = 10  # of the spaces' kernels that are tried: each space alone, all alike, and drawn ones
+_FEATURES_AT_ONCE = 1 << 13  # of 4,320 clips in float32: 140 MB
 _ALPHAS_AT_ONCE = 4  # each is a matrix of clips by clips
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -54,19 +54,43 @@ class Principal:
     axes: Float32[np.ndarray, "A P"]
 
     def encode(self, values: Float[np.ndarray, "B ..."]) -> Float32[np.ndarray, "B A"]:
-        flat = np.asarray(values, np.float32).reshape(len(values), -1)
+        flat = values.reshape(len(values), -1)
         if flat.shape[1] != len(self.mean):
             raise DataError(f"a clip has {flat.shape[1]} features; these components were made for {len(self.mean)}")
-        return (flat - self.mean) @ self.axes.T
+        found = np.zeros((len(flat), len(self.axes)), np.float32)
+        for part in _feature_parts(flat):
+            found += (flat[:, part].astype(np.float32) - self.mean[part]) @ self.axes[:, part].T
+        return found
 
 
 def principal(train: Float[np.ndarray, "B ..."], n: int) -> Principal:
-    """The n leading components of training clips, at most as many as there are clips (less one) or features."""
-    flat = np.asarray(train, np.float32).reshape(len(train), -1)
-    mean = flat.mean(axis=0)
-    _, singular, axes = randomized_svd(flat - mean, min(n, len(flat) - 1, flat.shape[1]), n_iter=3, random_state=0)
-    length = np.sqrt(np.square(singular).sum() / len(flat))
-    return Principal(mean, (axes / (length if length > 0 else 1)).astype(np.float32))
+    """The n leading components of training clips, at most as many as there are clips (less one) or features.
+
+    From the products of clips with each other: features are read in parts, for full-size tokens of all training clips
+    are larger than memory in float32.
+    """
+    flat = train.reshape(len(train), -1)
+    n = min(n, len(flat) - 1, flat.shape[1])
+    mean, products = np.empty(flat.shape[1], np.float32), np.zeros((len(flat), len(flat)))
+    for part in _feature_parts(flat):
+        values = flat[:, part].astype(np.float32)
+        mean[part] = values.mean(axis=0)
+        products += (values - mean[part]) @ (values - mean[part]).T
+    squares, vectors = np.linalg.eigh(products)
+    squares, vectors = squares[::-1][:n].clip(min=0), vectors[:, ::-1][:, :n].astype(np.float32)
+    length = np.sqrt(squares.sum() / len(flat))
+    # V = X^T U / s has unit columns; components of which only rounding is left get none.
+    known = squares > 1e-10 * max(float(squares.max(initial=0)), np.finfo(np.float64).tiny)
+    scale = np.where(known, 1 / (np.sqrt(np.where(known, squares, 1)) * (length if length > 0 else 1)), 0)
+    axes = np.empty((n, flat.shape[1]), np.float32)
+    for part in _feature_parts(flat):
+        axes[:, part] = (vectors * scale.astype(np.float32)).T @ (flat[:, part].astype(np.float32) - mean[part])
+    return Principal(mean, axes)
+
+
+def _feature_parts(flat: np.ndarray) -> Iterator[slice]:
+    for start in range(0, flat.shape[1], _FEATURES_AT_ONCE):
+        yield slice(start, start + _FEATURES_AT_ONCE)
 
 
 def contrast_and_change(videos: Videos, cells: int = 8) -> Float32[np.ndarray, "B _"]:
