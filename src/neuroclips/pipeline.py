@@ -144,7 +144,7 @@ def run(
         else:
             console.print(label)
             card = _make(stage, key, directory, recipe, cards, console)
-            console.print(f"{label}  done in {card['seconds']:.0f} s, peak memory {card['peak_memory_gb']:.1f} GB")
+            console.print(f"{label}  {_cost(card)}")
         cards[stage.name] = card
         _show(directory, stage.name)
     return cards
@@ -166,10 +166,17 @@ def run_one(recipe: Recipe, directory: Path | str, name: str, console: Console |
         cards[parent] = card
     key = _key(stage, recipe, cards)
     card = _finished(directory / name, key)
-    if card is None:
+    if card is not None:
+        console.print(f"[bold]{name}[/bold]  up to date, skipped")
+    else:
         card = _make(stage, key, directory, recipe, cards, console)
+        console.print(f"[bold]{name}[/bold]  {_cost(card)}")
     _show(directory, name)
     return card
+
+
+def _cost(card: dict[str, Any]) -> str:
+    return f"done in {card['seconds']:.0f} s, peak memory {card['peak_memory_gb']:.1f} GB"
 
 
 def _show(run_directory: Path, stage: str) -> None:
