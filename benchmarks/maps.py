@@ -5,8 +5,8 @@
     python benchmarks/maps.py runs/whole
 
 Tuned: voxels that the film drives, through colour, contrast or motion (perception) or through meaning (semantics);
-untuned: voxels that nothing drives, and, beside them, voxels that are driven otherwise. AUC is the chance that a tuned voxel has the larger value, 0.5 if a map says
-nothing. Rank correlation with the planted strength is over tuned voxels.
+untuned: voxels that nothing drives, and, beside them, voxels that are driven otherwise. AUC is the chance that a tuned
+voxel has the larger value, 0.5 if a map says nothing. Rank correlation with the planted strength is over tuned voxels.
 """
 
 import sys

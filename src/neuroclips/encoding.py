@@ -102,22 +102,26 @@ class Trust:
     """How far decoded film predicts scans that it was not decoded from.
 
     products : (B, V), see ``reencoding.agreement``.  ceiling : (V,) the largest correlation that noise allows.
+    film : mean correlation that the film itself reaches, as it was shown: what the encoding model allows.
     overall, patterns : over clips, and clip by clip.
     """
 
     products: Float32[np.ndarray, "B V"]
     ceiling: Float32[np.ndarray, " V"]
+    film: float
     overall: Reencoding
     patterns: ClipTrust
 
 
 def trust_of(
-    encoding: Encoding, reconstructor: Reconstructor, generator: str, test: TestClips, exclude_seconds: float | int,
-    *, seed: int, shuffles: int, draws: int,
+    encoding: Encoding, reconstructor: Reconstructor, generator: str, test: TestClips, targets: Targets,
+    exclude_seconds: float | int, *, seed: int, shuffles: int, draws: int,
 ) -> Trust | None:  # fmt: skip
     """Decode the odd presentations into film, re-encode it, and compare with the even ones; None with one presentation.
 
     Both halves have seen the same film, but their noise is independent, so that agreement is of the film alone.
+    Features are those of the decoded frames: what decoders say without frames is a channel of its own between the two
+    halves, and can predict better than the film that was shown. ``targets``: of that film.
     """
     if int(test.present.sum(axis=1).min()) < 2:
         return None
@@ -125,12 +129,14 @@ def trust_of(
     videos = reconstructor.reconstruct(decoded_from, generator, seed=seed)
     features = encoding.spaces(videos, reconstructor.targets(replace(test, frames=videos)))
     predicted, measured = encoding.joint.predict(features, test.segment), mean_responses(kept)
+    shown = encoding.joint.predict(encoding.spaces(test.frames, targets), test.segment)
     pool = candidate_pool(test.segment, test.onset, exclude_seconds)
     k = int(np.rint(kept.present.sum(axis=1).mean()))
     options = {"shuffles": shuffles, "seed": seed, "draws": draws}
     return Trust(
         agreement(predicted, measured),
         np.sqrt(split_half(test.bold, np.asarray(test.present), k)).astype(np.float32),
+        float(agreement(shown, measured).mean()),
         reencoding_accuracy(predicted, measured, test.scene, **options),
         clip_trust(predicted, measured, test.scene, pool, **options),
     )

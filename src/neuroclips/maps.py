@@ -277,7 +277,7 @@ def trust_maps(
     for number, generator in enumerate(s.recipe.generate.generators):
         report(number, len(s.recipe.generate.generators), f"re-encoding: {generator}")
         trust = trust_of(
-            encoding, reconstructor, generator, test, s.recipe.evaluate.exclude_seconds, seed=s.recipe.seed,
+            encoding, reconstructor, generator, test, s.targets, s.recipe.evaluate.exclude_seconds, seed=s.recipe.seed,
             shuffles=SHUFFLES, draws=s.recipe.evaluate.bootstrap,
         )  # fmt: skip
         if trust is None:
@@ -290,7 +290,7 @@ def trust_maps(
             TRUST, name, f"Re-encoding of “{generator}”", "correlation", trust.products.mean(axis=0),
             f"The decoded film (“{generator}”) was given to an encoding model, and its prediction compared with scans "
             "that had no part in the decoding: correlation over clips. Where it is high, the decoded film can be "
-            f"trusted; noise alone limits it to {trust.ceiling.mean():.2f} on average.",
+            f"trusted; on average the film itself comes to {trust.film:.2f}, and noise allows {trust.ceiling.mean():.2f}.",
             of_regions=of_clips(found.boot, found.regions.of_cells(per_clip), found.regions.sizes),
         )  # fmt: skip
         found.findings.append(_trust_sentence(generator, trust))
@@ -320,11 +320,11 @@ def _trust_sentence(generator: str, trust: Trust) -> str:
         return f"Re-encoding of “{generator}”: correlation {overall.value:.3f}; too few scenes for an interval."
     verdict = "more than" if ends[0] > 0 else "not clearly more than"
     share = (trust.patterns.percentile > 0.95).mean()
+    beside = f"the film itself {trust.film:.3f}, noise allows {trust.ceiling.mean():.3f}"
     return (
         f"Re-encoding of “{generator}”: decoded film predicts held-out scans with a correlation of {overall.value:.3f} "
-        f"(noise allows {trust.ceiling.mean():.3f}), {verdict} film decoded for other scenes (difference "
-        f"{overall.difference:.3f}, 95 % interval {ends[0]:.3f} to {ends[1]:.3f}). {share:.0%} of the clips fit their "
-        "own scans better than 95 % of the others do."
+        f"({beside}), {verdict} film decoded for other scenes (difference {overall.difference:.3f}, 95 % interval "
+        f"{ends[0]:.3f} to {ends[1]:.3f}). {share:.0%} of the clips fit their own scans better than 95 % of the others do."
     )
 
 

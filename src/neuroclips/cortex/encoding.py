@@ -218,8 +218,8 @@ def fit_encoding(
 
     Each space has the kernel K_s = X_s X_s^T / (mean of its diagonal) of its delayed features; a voxel's kernel is
     sum_s gamma_s K_s. The mixtures gamma that are tried are each space alone, all spaces alike, and draws from a flat
-    Dirichlet distribution. All voxels share the decompositions, so they are solved ``voxels_batch`` at a time, which
-    bounds memory beyond the model itself (``D P V`` floats a space) and changes nothing else.
+    Dirichlet distribution. Voxels share the decompositions of the kernels and are solved ``voxels_batch`` at a time,
+    which changes nothing but memory: a few times the responses and the weights (``D P V`` floats a space).
 
     Parameters
     ----------
@@ -233,8 +233,6 @@ def fit_encoding(
     DataError
         Rows differ in number, values are not finite, a space does not vary, or there is only one run.
     """
-    import torch
-
     n_runs, n_spaces = len(np.unique(segment)), len(spaces)
     if n_runs < 2 or not n_spaces:
         raise DataError(f"an encoding model needs at least 2 training runs and 1 space; got {n_runs} and {n_spaces}")
@@ -243,37 +241,25 @@ def fit_encoding(
     scales = {name: float(np.square(x).sum(axis=1).mean()) for name, x in designs.items()}
     if flat := [name for name, scale in scales.items() if not scale > 0]:
         raise DataError(f"features of {flat[0]} are the same in all clips of a run; expected some that vary")
-    kernels = np.stack([x @ x.T / scales[name] for name, x in designs.items()])
+    xs = [x / np.float32(np.sqrt(scales[name])) for name, x in designs.items()]
     tried = _mixtures(n_spaces, mixtures, seed)
     folds = list(GroupKFold(min(MAX_FOLDS, n_runs)).split(y, groups=segment))
     previous = get_backend().name
-    # Torch, because numpy's BLAS wastes ten times the processor time on these sizes when other processes are busy.
+    # Torch, because numpy's BLAS wastes many times the processor time on these sizes when other processes are busy.
     backend = set_backend("torch")
     try:
-        deltas, _, _, best = solve_multiple_kernel_ridge_random_search(
-            *map(backend.asarray, (kernels, y)), n_iter=backend.asarray(tried), cv=folds, return_alphas=True,
-            alphas=backend.asarray(np.asarray(alphas, np.float32)), n_targets_batch=voxels_batch,
-            n_alphas_batch=_ALPHAS_AT_ONCE, progress_bar=False,
+        deltas, found, _, alpha = solve_multiple_kernel_ridge_random_search(
+            backend.asarray(np.stack([x @ x.T for x in xs])), backend.asarray(y), Xs=[backend.asarray(x) for x in xs],
+            n_iter=backend.asarray(tried), alphas=backend.asarray(np.array(alphas, np.float32)), cv=folds,
+            return_weights="primal", return_alphas=True, n_targets_batch=voxels_batch, n_alphas_batch=_ALPHAS_AT_ONCE,
+            progress_bar=False,
         )  # fmt: skip
     finally:
         set_backend(previous)
-    alpha = best.numpy()
-    found = np.exp(deltas.numpy()) * alpha  # (S, V), one of the tried mixtures up to rounding
-    chosen = np.argmin([np.abs(found - gamma[:, None]).max(axis=0) for gamma in tried], axis=0)
-    weights = {name: np.zeros((x.shape[1], y.shape[1]), np.float32) for name, x in designs.items()}
-    for number in np.unique(chosen):
-        # Himalaya could refit as well, but would solve every alpha for all voxels, each time a mixture beats another.
-        kernel = torch.from_numpy(np.tensordot(tried[number], kernels, axes=1))
-        values, vectors = torch.linalg.eigh(kernel)
-        members = np.flatnonzero(chosen == number)
-        for v in np.split(members, range(voxels_batch, len(members), voxels_batch)):
-            shrunk = (vectors.T @ torch.from_numpy(y[:, v])) / (values.clip(min=0)[:, None] + best[v])
-            dual = vectors @ shrunk
-            for gamma, (name, x) in zip(tried[number], designs.items()):
-                if gamma > 0:
-                    weights[name][:, v] = float(gamma) / scales[name] * (torch.from_numpy(x).T @ dual).numpy()
-    mixture = {name: tried[chosen, s] for s, name in enumerate(designs)}
-    return EncodingModel(tuple(delays), weights, mixture, alpha)
+    parts = np.split(found.numpy(), np.cumsum([x.shape[1] for x in xs])[:-1])
+    weights = {name: part / np.float32(np.sqrt(scales[name])) for name, part in zip(designs, parts)}
+    mixture = dict(zip(designs, np.exp(deltas.numpy()) * alpha.numpy()))  # deltas are the logarithms of gamma / alpha
+    return EncodingModel(tuple(delays), weights, mixture, alpha.numpy())
 
 
 def _mixtures(n_spaces: int, n: int, seed: int) -> Float32[np.ndarray, "N S"]:
