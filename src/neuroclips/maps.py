@@ -290,7 +290,7 @@ def trust_maps(
             TRUST, name, f"Re-encoding of “{generator}”", "correlation", trust.products.mean(axis=0),
             f"The decoded film (“{generator}”) was given to an encoding model, and its prediction compared with scans "
             "that had no part in the decoding: correlation over clips. Where it is high, the decoded film can be "
-            f"trusted; on average the film itself comes to {trust.film:.2f}, and noise allows {trust.ceiling.mean():.2f}.",
+            f"trusted; on average the film itself comes to {trust.film:.2f}, noise allows {trust.ceiling.mean():.2f}.",
             of_regions=of_clips(found.boot, found.regions.of_cells(per_clip), found.regions.sizes),
         )  # fmt: skip
         found.findings.append(_trust_sentence(generator, trust))
@@ -324,7 +324,7 @@ def _trust_sentence(generator: str, trust: Trust) -> str:
     return (
         f"Re-encoding of “{generator}”: decoded film predicts held-out scans with a correlation of {overall.value:.3f} "
         f"({beside}), {verdict} film decoded for other scenes (difference {overall.difference:.3f}, 95 % interval "
-        f"{ends[0]:.3f} to {ends[1]:.3f}). {share:.0%} of the clips fit their own scans better than 95 % of the others do."
+        f"{ends[0]:.3f} to {ends[1]:.3f}). {share:.0%} of the clips fit their own scans better than 95 % of others do."
     )
 
 
