@@ -27,6 +27,7 @@ from neuroclips.data.clips import Targets, TestClips
 from neuroclips.data.prepared import Prepared, load_clips
 from neuroclips.decoders import PATHWAYS, Decoded, Decoders, Pathway
 from neuroclips.encoding import Encoding, Trust, trust_of
+from neuroclips.errors import DataError
 from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.identification import candidate_pool, correlation_scores, identify
 from neuroclips.evaluation.intervals import SceneBootstrap
@@ -99,10 +100,12 @@ def maps(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, An
     """Which voxels mattered to one method; files as ``cortex.results`` has them."""
     chosen = recipe.maps or MapsRecipe()
     method = chosen.method or recipe.decoders.methods[-1]
+    if method not in recipe.decoders.methods:
+        raise DataError(f"{run}: {method} was not fitted; expected one of {', '.join(recipe.decoders.methods)}")
     prepared = load_clips(run / "prepare")
     space, volume = space_of(run, prepared)
     train, reconstructor = load_targets(run, "train"), Reconstructor.load(run / "fit" / method)
-    means = Targets(*(np.asarray(t, np.float32).mean(axis=0, keepdims=True) for t in (train.latents, train.tokens)))
+    means = Targets(*(t.mean(axis=0, keepdims=True, dtype=np.float32) for t in (train.latents, train.tokens)))
     s = Subject(prepared, recipe, reconstructor.decoders, load_targets(run, "test"), means)
     boot = SceneBootstrap(np.asarray(s.test.scene), recipe.evaluate.bootstrap, recipe.seed)
     found = Found(np.asarray(prepared.mask), regions_of(prepared, recipe, space, volume), boot)

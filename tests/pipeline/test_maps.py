@@ -238,6 +238,13 @@ def test_where_nobody_says_where_voxels_are_there_are_numbers_only(study, tmp_pa
     assert not {"maps.csv", "maps.nii.gz", "maps.dscalar.nii"} & files
 
 
+def test_a_method_that_was_not_fitted_is_refused(study, tmp_path):
+    run, recipe, *_ = study
+    recipe = recipe.model_copy(update={"maps": MapsRecipe(method="neural")})
+    with pytest.raises(DataError, match="neural was not fitted; expected one of ridge"):
+        made(run, recipe, tmp_path / "own")
+
+
 def test_one_presentation_cannot_be_decoded_and_kept_for_comparison(study, tmp_path):
     run, recipe, *_ = study
     run = copied(run, tmp_path / "run")

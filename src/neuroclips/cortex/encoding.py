@@ -122,14 +122,7 @@ def mean_responses(clips: Clips, n_repeats: int | None = None) -> Float32[np.nda
     ``Clips.responses`` has unit variance for any number of presentations, so the film's part of it grows with their
     number. Here that part stays the same: models fitted to means of 2 can be judged on means of 10.
     """
-    wanted = clips.present if n_repeats is None else clips.present & (np.cumsum(clips.present, axis=1) <= n_repeats)
-    k = wanted.sum(axis=1)[:, None]
-    if not k.all():
-        raise DataError(f"clip {clips.ids[int(np.argmin(k))]} has no repeat to average")
-    total = np.zeros((len(clips), clips.n_voxels), np.float32)
-    for r in range(clips.bold.shape[1]):  # one repeat at a time: bold may be larger than memory
-        total += np.where(wanted[:, r, None], clips.bold[:, r], 0)
-    return total / k.astype(np.float32)
+    return clips.means(n_repeats)[0].astype(np.float32)
 
 
 def centred_in_runs(values: Float[np.ndarray, "B _"], segment: Int[np.ndarray, " B"]) -> Float32[np.ndarray, "B _"]:

@@ -102,6 +102,13 @@ class Clips:
         A mean of k repeats of a z-scored voxel with reliability r has variance r + (1 - r) / k. Dividing by its root
         puts single trials, training means and test means on one scale, with training statistics only.
         """
+        mean, k = self.means(n_repeats)
+        r = np.clip(self.reliability, 0, 1)
+        return (mean / np.sqrt(r + (1 - r) / k[:, None])).astype(np.float32)
+
+    def means(self, n_repeats: int | None = None) -> tuple[Float[np.ndarray, "B V"], Int[np.ndarray, " B"]]:
+        """Mean over the first ``n_repeats`` existing repeats of each clip, in standard deviations of a single one; and
+        how many these were. The film's part of it is the same for any number of repeats, the noise is not."""
         wanted = self.present if n_repeats is None else self.present & (np.cumsum(self.present, axis=1) <= n_repeats)
         k = wanted.sum(axis=1)  # (B,)
         if not k.all():
@@ -109,8 +116,7 @@ class Clips:
         total = np.zeros((len(self), self.n_voxels), np.float32)
         for r in range(self.bold.shape[1]):  # one repeat at a time: bold may be larger than memory
             total += np.where(wanted[:, r, None], self.bold[:, r], 0)
-        r = np.clip(self.reliability, 0, 1)
-        return (total / k[:, None] / np.sqrt(r + (1 - r) / k[:, None])).astype(np.float32)
+        return total / k[:, None], k
 
     def windows(self, n_repeats: int | None = None, *, before: int = 0, after: int = 0) -> Float32[np.ndarray, "B L V"]:
         """``responses`` of the volumes from ``before`` ahead of each clip's own to ``after`` behind it, in time order.
