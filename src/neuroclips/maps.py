@@ -73,7 +73,7 @@ class Found:
         whole[self.mask] = values
         self.maps.setdefault(group, []).append(VoxelMap(name, title, unit, whole, text, limits, signed))
         summary = of_regions or RegionValues(self.regions.means(values))
-        self.rows.append(area_rows(name, summary, self.regions, self.boot, values))
+        self.rows.append(area_rows(name, summary, self.regions, self.boot, values).assign(unit=unit))
         if higher is not None and (said := claim(name, summary, self.regions, self.boot, higher)) is not None:
             self.claims.append(said)
 

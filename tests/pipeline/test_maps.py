@@ -75,6 +75,7 @@ def test_importance_adds_up_in_the_table_as_in_the_map(mapped):
     values = next(each.values for each in found.every if each.name == "semantics-importance")
     rows = found.areas[found.areas["map"] == "semantics-importance"].set_index(["region", "hemisphere"])
     everything = rows.loc[("all voxels", "both")]
+    assert everything["unit"] == "ppm of explained variance"
     np.testing.assert_allclose(everything["value"], np.nanmean(values), rtol=1e-3)
     assert everything["n_voxels"] == 700
     sides = rows.loc["all voxels"].loc[["left", "right"]]

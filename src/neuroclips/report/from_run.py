@@ -61,7 +61,7 @@ def maps_page(run: Path, recipe: Recipe, method: str) -> ReportData:
     cards = {name: card for name in ("simulate",) if (card := read_card(run / name)) is not None}
     return ReportData(
         title=f"NeuroClips: maps of {recipe.name}",
-        opening=f"Which voxels mattered to “{method}”, in five ways beside each other, because any one alone misleads.",
+        opening=f"Which voxels mattered to “{method}”, in several ways side by side, because any one alone misleads.",
         notice="" if recipe.film is None else _SIMULATED,
         maps=_maps(run / "maps"),
         credits=_credits(cards),
