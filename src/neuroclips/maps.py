@@ -28,6 +28,7 @@ from neuroclips.data.prepared import Prepared, load_clips
 from neuroclips.decoders import PATHWAYS, Decoded, Decoders, Pathway
 from neuroclips.encoding import Encoding, Trust, trust_of
 from neuroclips.errors import DataError
+from neuroclips.evaluation.agreement import pattern_correlation
 from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.identification import candidate_pool, correlation_scores, identify
 from neuroclips.evaluation.intervals import SceneBootstrap
@@ -194,20 +195,12 @@ def preference(found: Found) -> None:
     )  # fmt: skip
 
 
-def _agreement(s: Subject, decoded: Decoded) -> dict[str, np.ndarray]:
+def _agreement(s: Subject, pool: np.ndarray, decoded: Decoded) -> dict[str, np.ndarray]:
     """Of every clip: correlation of latents and of tokens with the true ones, and whether tokens find it (top-1)."""
-    latents = _row_correlation(decoded.latents, s.targets.latents, s.means.latents[0])
-    tokens = correlation_scores(decoded.tokens, np.asarray(s.targets.tokens), s.means.tokens[0])
-    test = s.test
-    pool = candidate_pool(test.segment, test.onset, s.recipe.evaluate.exclude_seconds)
+    mean = s.means.latents[0]
+    latents = pattern_correlation(decoded.latents, s.targets.latents, mean=mean, sd=np.ones_like(mean))
+    tokens = correlation_scores(decoded.tokens, s.targets.tokens, s.means.tokens[0])
     return {"perception": latents, "semantics": np.diagonal(tokens), "top-1": identify(tokens, pool).values["top-1"]}
-
-
-def _row_correlation(predicted: np.ndarray, true: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    a, b = ((np.asarray(side, np.float32) - mean).reshape(len(side), -1) for side in (predicted, true))
-    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.einsum("by,by->b", a, b) / np.where(size > 0, size, np.inf)
 
 
 def lesion_rows(found: Found, s: Subject, chosen: MapsRecipe, report: Report) -> None:
@@ -219,8 +212,9 @@ def lesion_rows(found: Found, s: Subject, chosen: MapsRecipe, report: Report) ->
     ]  # fmt: skip
     orders = shuffled_orders(s.test.scene, s.recipe.seed, chosen.shuffles)
     inputs = s.decoders.inputs(s.test)
+    pool = candidate_pool(s.test.segment, s.test.onset, s.recipe.evaluate.exclude_seconds)
     lost = lesion_losses(
-        s.decoders, inputs, s.test.ids, partial(_agreement, s), found.regions, numbers, orders, report
+        s.decoders, inputs, s.test.ids, partial(_agreement, s, pool), found.regions, numbers, orders, report
     )  # fmt: skip
     some = found.regions.only(numbers)
     for name, unit, scale in (
