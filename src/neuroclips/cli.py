@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from neuroclips import __version__
+from neuroclips.cli_models import models
 from neuroclips.errors import DataError, NeuroClipsError, RecipeError
 from neuroclips.recipe import Recipe, describe_recipe, load_recipe, named_recipes
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(models, name="models")
 
 RecipeName = Annotated[str, typer.Argument(help="name of a shipped recipe, or path of a .yaml", metavar="RECIPE")]
 Data = Annotated[
@@ -351,7 +354,7 @@ def maps(
         typer.Option(help="also where this clip can be trusted; may be given again", show_default=False),
     ] = None,
     method: Annotated[
-        Literal["ridge", "neural"] | None,
+        Literal["ridge", "neural", "end-to-end"] | None,
         typer.Option(help="whose maps; default: the method that makes the videos", show_default=False),
     ] = None,
     lesions: Annotated[
@@ -431,3 +434,11 @@ def main() -> None:
     except (NeuroClipsError, OSError) as error:
         # Libraries' own reasons, which messages quote, may have several lines.
         sys.exit(f"error: {' '.join(line.strip() for line in str(error).splitlines())}")
+    except Exception as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # of torch, not loaded
+            raise
+        where = "the GPU" if "CUDA" in str(error) else "this machine"
+        sys.exit(
+            f"error: out of memory on {where}; finished work is kept. `neuroclips plan RECIPE` says what each stage "
+            "needs, and which settings need less"
+        )

@@ -1,7 +1,8 @@
 """A recipe: the complete description of a run, read from YAML. Unknown keys are refused.
 
 ``neuroclips run demo`` reads the recipe of that name that ships with the package; a path works too, and single
-values can be changed on the command line (``--set brain.signal=0.5``).
+values can be changed on the command line (``--set brain.signal=0.5``). ``scale: paper`` lays a recipe over
+``recipes/scales/paper.yaml``, which names the paper's networks in place of the small ones that ship.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from neuroclips.errors import RecipeError
+
+KEYFRAME = 2  # of 6 frames: the frame that stands for a clip (method a.6)
 
 
 class _Part(BaseModel):
@@ -142,13 +145,16 @@ class DataRecipe(_Part):
 
 
 class TargetsRecipe(_Part):
-    """The frozen networks whose spaces are decoded: 'mini', or a local folder in diffusers/transformers layout."""
+    """The frozen networks whose spaces are decoded: 'mini', a name of ``neuroclips models list``, or a local folder in
+    diffusers/transformers layout."""
 
     vae: str = "mini"
     clip: str = "mini"
-    captions: str | None = Field(
-        None, description="captioner of the keyframes: 'mini', or a folder in transformers layout; null writes none"
+    captions: str | None = Field(None, description="captioner of the keyframes, likewise; null writes none")
+    keyframes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="frames of a training clip that training draws its keyframe from; null: the third"
     )
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of CLIP and captioner; the VAE has fp32")
     processes: int = Field(1, ge=1, description="that share the clips, a GPU each where there are several")
     device: str = "auto"
 
@@ -160,11 +166,45 @@ class RidgeRecipe(_Part):
     targets_batch: int = Field(4096, ge=1, description="targets solved at a time; bounds memory")
 
 
+class NetworksRecipe(_Part):
+    """Networks that are trained end to end, from voxels, on one subject; the defaults are the paper's sizes."""
+
+    width: int = Field(4096, ge=8, description="of the code between the subject's layer and the rest; memory's knob")
+    mixer: Literal["residual", "identity"] = Field(
+        "residual", description="in place of the released mixers, which cannot learn: blocks that can, or nothing"
+    )
+    hidden: int = Field(1024, ge=8, description="inner width of residual blocks")
+    dropout: float = Field(0.15, ge=0, lt=1)
+    expansion: Literal["code", "inception"] = Field(
+        "code", description="how a scan becomes frames: a code changed for each, or patterns of voxels as released"
+    )
+    grid: int | None = Field(
+        None, ge=1, description="rows of perception's coarse map; null: a quarter of the latents', as in the paper"
+    )
+    channels: tuple[Annotated[int, Field(ge=8)], ...] = Field((128, 64, 32), description="of perception's decoder")
+    prior_depth: int = Field(6, ge=0, description="blocks; with 0 there is no prior: keyframes are drawn from tokens")
+    prior_heads: int = Field(32, ge=1)
+    prior_head_width: int = Field(52, ge=8, multiple_of=2)
+    prior_steps: int = Field(20, ge=2, le=100, description="of the prior's sampler, where tokens are drawn")
+    initial: str | None = Field(
+        None, description="folder that semantics and prior start from: 'mindeye2' or another; null starts at random"
+    )
+    text_projector: str | None = Field(
+        None, description="folder of projector.safetensors: 'text-projector'; null fits one on the training captions"
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field("no", description="of training's forward pass; weights have fp32")
+    accumulate: int = Field(1, ge=1, description="parts that a batch is divided into; less memory, but fewer contrasts")
+    checkpoint_activations: bool = Field(False, description="prior: compute activations twice, to keep fewer of them")
+
+
 class DecodersRecipe(_Part):
     """Which decoders are fitted side by side, and how the neural ones come to their weights."""
 
-    methods: tuple[Literal["ridge", "neural"], ...] = Field(
-        ("ridge", "neural"), min_length=1, description="the last one makes the videos; ridge beside it is its baseline"
+    methods: tuple[Literal["ridge", "neural", "end-to-end"], ...] = Field(
+        ("ridge", "neural"),
+        min_length=1,
+        description="the last one makes the videos; ridge beside it is its baseline. 'neural': ridge to a code, then "
+        "networks that subjects share; 'end-to-end': all of it trained on this subject, as in the paper",
     )
     pretrained: str | None = Field(
         "mini", description="what subjects share: 'mini', a folder of such weights, or null to train on this subject"
@@ -172,8 +212,10 @@ class DecodersRecipe(_Part):
     preset: Literal["corrected", "paper", "released"] = Field(
         "corrected", description="how to train where pretrained is null: our recommendation, the paper, or its code"
     )
+    switches: dict[str, Any] = Field({}, description="single switches of the preset, changed (docs/decoders.md)")
     epochs: int | None = Field(None, ge=1, description="visits of every clip, in place of the preset's")
     prior_draws: int = Field(4, ge=1, description="noise draws that the prior's expected tokens are averaged over")
+    networks: NetworksRecipe = NetworksRecipe()
     device: str = "auto"
 
     @model_validator(mode="after")
@@ -199,9 +241,11 @@ class VideoRecipe(_Part):
     None takes what suits the weights, from the configuration saved with them.
     """
 
-    video: str = Field("mini", description="video model: 'mini', or a folder in diffusers layout")
+    video: str = Field(
+        "mini", description="'mini', a name of `neuroclips models list`, or a folder in diffusers layout"
+    )
     keyframe: str = Field("mini", description="keyframe generator, likewise")
-    caption: str = Field("mini", description="captioner: 'mini', or a folder in transformers layout")
+    caption: str = Field("mini", description="captioner, likewise, in transformers layout")
     paths: tuple[Literal["alpha", "beta", "gamma"], ...] = Field(
         ("alpha", "beta", "gamma"), description="which guidance is on: blurry video, keyframe, caption"
     )
@@ -284,7 +328,7 @@ class CurvesRecipe(_Part):
 class MapsRecipe(_Part):
     """Which voxels mattered: maps on the cortex, or in the volume (docs/maps.md)."""
 
-    method: Literal["ridge", "neural"] | None = Field(
+    method: Literal["ridge", "neural", "end-to-end"] | None = Field(
         None, description="whose maps; null: the last of decoders.methods, which makes the videos"
     )
     lesions: Literal["streams", "areas"] | None = Field(
@@ -299,6 +343,7 @@ class Recipe(_Part):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str = ""
+    scale: Literal["mini", "paper"] = Field("mini", description="which networks a recipe starts from")
     seed: int = Field(7, ge=0)
     film: FilmRecipe | None = Field(None, description="None: nothing is simulated, data.root has the scans")
     brain: BrainRecipe = BrainRecipe()
@@ -310,6 +355,21 @@ class Recipe(_Part):
     curves: CurvesRecipe | None = Field(None, description="null draws no curves")
     maps: MapsRecipe | None = Field(None, description="null draws no maps; `neuroclips maps RUN` does so later")
     evaluate: EvaluateRecipe = EvaluateRecipe()
+
+    @model_validator(mode="after")
+    def _keyframes_are_frames(self) -> Recipe:
+        frames, count = self.targets.keyframes, self.data.frames_per_clip
+        if frames is None:
+            return self
+        if list(frames) != sorted(set(frames)) or not frames or frames[-1] >= count:
+            raise ValueError(f"targets.keyframes is {list(frames)}; expected frames of 0 to {count - 1}, ascending")
+        own = min(KEYFRAME, count - 1)
+        if frames[(len(frames) - 1) // 2] != own:  # where ``training.objectives`` looks for it
+            raise ValueError(
+                f"targets.keyframes is {list(frames)}; expected frame {own}, which stands for a clip, in the middle, or"
+                " as the earlier one there"
+            )
+        return self
 
     @model_validator(mode="after")
     def _data_come_from_somewhere(self) -> Recipe:
@@ -329,6 +389,15 @@ class Recipe(_Part):
 def describe_recipe(name: str) -> str:
     """What a shipped recipe says about itself; recipes that want data of yours are not complete without them."""
     return yaml.safe_load(files("neuroclips").joinpath("recipes", f"{name}.yaml").read_text())["description"]
+
+
+def _overlaid(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``changes`` laid over ``base``, group by group; a group that is null in ``changes`` is left out."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlaid(merged[key], value) if both else value
+    return merged
 
 
 def named_recipes() -> list[str]:
@@ -369,6 +438,10 @@ def load_recipe(name_or_path: str | Path, changes: dict[str, Any] | None = None)
             if not isinstance(part, dict):
                 raise RecipeError(f"recipe {name_or_path}: cannot set {key!r}, {parent!r} is not a group of settings")
         part[leaf] = value
+    scale = content.get("scale")
+    if scale == "paper":
+        text = files("neuroclips").joinpath("recipes", "scales", f"{scale}.yaml").read_text()
+        content = _overlaid(yaml.safe_load(text), content)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

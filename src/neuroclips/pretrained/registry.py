@@ -1,4 +1,4 @@
-"""Where frozen weights are found: shipped with the package, or in a folder of the user's."""
+"""Where frozen weights are found: shipped with the package, pulled by name, or in a folder of the user's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from neuroclips.errors import ArtefactError
+from neuroclips.pretrained.catalogue import Model, in_words, published, ready_folder, state_of
 
 
 def shipped(kind: str) -> Path:
@@ -17,15 +18,37 @@ def shipped(kind: str) -> Path:
 
 
 def resolve(name_or_folder: str | Path, kind: str, holds: str = "config.json") -> Path:
-    """The folder that holds a model of ``kind`` ('vae', 'clip', 'video', ...): 'mini', or a local one.
+    """The folder that holds a model of ``kind`` ('vae', 'clip', 'video', ...): 'mini', a published one, or a local one.
+
+    Names of ``neuroclips models list`` come before folders of the same name. Nothing is downloaded here.
 
     >>> resolve("mini", "vae").name
     'vae'
     """
+    if model := published().get(str(name_or_folder)):
+        return _published(model, kind, holds)
     folder = shipped(kind) if str(name_or_folder) == "mini" else Path(name_or_folder)
     if not (folder / holds).exists():
         layout = "" if holds.endswith(".safetensors") else " in diffusers/transformers layout"
         raise ArtefactError(f"{folder}: no {holds}; expected 'mini' or a folder of {kind} weights{layout}")
+    return folder
+
+
+def _published(model: Model, kind: str, holds: str) -> Path:
+    """The folder of a published model, if it serves and is here."""
+    if model.serves != kind:
+        fitting = [other.name for other in published().values() if other.serves == kind]
+        others = f"; {' or '.join(fitting)} would do" if fitting else ""
+        raise ArtefactError(f"{model.name}: weights of kind {model.serves}, where {kind} is wanted{others}")
+    state, folder = state_of(model), ready_folder(model)
+    if state.name == "broken" or (state.name == "ready" and not (folder / holds).exists()):
+        reason = state.reason or f"no {holds}"
+        raise ArtefactError(f"{folder}: broken ({reason}); `neuroclips models pull {model.name} --again` makes it anew")
+    if state.name != "ready":
+        raise ArtefactError(
+            f"{model.name}: not here; `neuroclips models pull {model.name}` fetches {in_words(model.size)} (licence: "
+            f"{model.licence}), or `neuroclips models import {model.name}` takes files you have"
+        )
     return folder
 
 
