@@ -1,19 +1,25 @@
 import json
+import mmap
 import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import safetensors.numpy
 
 from neuroclips.artefacts import (
     ArrayWriter,
     GrowingArrays,
+    Rows,
     content_hash,
     file_hash,
+    in_parts,
     kept_rows,
+    let_go,
     read_arrays,
     read_card,
+    rows_written,
     stable_seed,
     write_arrays,
     write_json,
@@ -75,6 +81,52 @@ def fill(path, parts, stop=None):
         written.append(part)
     growing.close()
     return written
+
+
+def test_rows_are_written_as_they_come(tmp_path):
+    arrays = {"bold": ARRAYS["bold"], "number": np.arange(4)}
+    with rows_written(tmp_path / "a.safetensors", 4) as write:
+        for rows in in_parts(4, 3):
+            write(rows, {name: array[rows] for name, array in arrays.items()})
+    found = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+    with pytest.raises(KeyboardInterrupt), rows_written(tmp_path / "b.safetensors", 4) as write:
+        write(slice(0, 2), {"bold": ARRAYS["bold"][:2]})
+        raise KeyboardInterrupt
+    with rows_written(tmp_path / "c.safetensors", 4):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="this system cannot let mapped memory go")
+def test_memory_of_mapped_files_is_let_go(tmp_path):
+    n, process = 16 << 20, psutil.Process()
+    with ArrayWriter(tmp_path / "a.safetensors", {"x": ((4, n // 4), "F32")}) as arrays:
+        arrays["x"][:] = 3
+        before = process.memory_info().rss
+        let_go(arrays["x"])
+        assert process.memory_info().rss < before - 2 * n  # of 4 n bytes
+        assert (arrays["x"] == 3).all()
+    mapped = read_arrays(tmp_path / "a.safetensors")["x"]
+    assert mapped.sum() == 3 * n
+    before = process.memory_info().rss
+    let_go(Rows(np.asarray(mapped)[:, None], np.arange(2)), np.ones(3), None)  # a view of a view
+    assert process.memory_info().rss < before - 2 * n
+    for rows in in_parts(4, 1, mapped):
+        before = process.memory_info().rss
+        assert mapped[rows].sum() == 3 * n / 4
+    assert process.memory_info().rss < before + n  # of the last part alone, or none
+
+
+def test_rows_are_read_as_if_they_had_been_taken():
+    x, order = np.arange(60).reshape(5, 3, 4), np.array([4, 4, 0])
+    rows = Rows(x, order)
+    assert (len(rows), rows.shape, rows.dtype) == (3, (3, 3, 4), x.dtype)
+    for index in (slice(1, 3), 2, (slice(None), 1), (slice(0, 2), slice(1, 3)), (slice(None), slice(None), 2)):
+        np.testing.assert_array_equal(rows[index], x[order][index])
+    np.testing.assert_array_equal(np.asarray(rows, np.float32), x[order])
+    np.testing.assert_array_equal(rows.reshape(3, 12)[:, 5:7], x[order].reshape(3, 12)[:, 5:7])
 
 
 def test_growing_arrays_go_on_with_the_part_they_were_at(tmp_path):
@@ -197,4 +249,6 @@ def test_kept_rows_are_made_once_and_in_their_own_place(tmp_path):
     assert seen == [(2, 5), (4, 5)]
     assert found["square"].tolist() == [0, 1, 4, 9, 16]
     assert found["pair"].tolist() == [[0, 0], [1, -1], [2, -2], [3, -3], [4, -4]]
+    assert isinstance(found["pair"], np.memmap)
     kept_rows(tmp_path, ids, lambda _: pytest.fail("everything is there"), batch=2)
+    assert kept_rows(tmp_path, ids[:1], make, batch=2)["pair"].tolist() == [[0, 0]]  # others of the same folder

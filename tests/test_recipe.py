@@ -48,6 +48,34 @@ def test_faults_are_named_with_their_place(changes, said):
         load_recipe("demo", changes)
 
 
+def test_the_papers_scale_is_what_a_recipe_starts_from():
+    paper = load_recipe("cc2017", {"data.root": "scans", "generate.video.strength": 0.9})
+    assert (paper.targets.clip, paper.targets.keyframes, paper.data.frame_size) == ("clip-bigg", (2, 3), 224)
+    assert paper.decoders.methods == ("ridge", "end-to-end")
+    assert (paper.generate.video.strength, paper.generate.video.keyframe) == (
+        0.9,
+        "sdxl-unclip",
+    )  # ours, and the scale's
+    without = load_recipe("cc2017", {"data.root": "scans", "generate.video": None})
+    assert without.generate.video is None
+    mini = load_recipe("cc2017", {"data.root": "scans", "scale": "mini"})
+    assert (mini.targets.clip, mini.decoders.methods, mini.generate.video) == ("mini", ("ridge", "neural"), None)
+    assert paper.data.train == mini.data.train
+
+
+@pytest.mark.parametrize("frames", [(2,), (2, 3), (1, 2, 3), (0, 2, 5)])
+def test_keyframes_stand_around_the_one_that_is_decoded(frames):
+    assert load_recipe("demo", {"targets.keyframes": frames}).targets.keyframes == frames
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"), [([3, 2], "ascending"), ([2, 6], "0 to 5"), ([3, 4], "expected frame 2"), ([], "0 to 5")]
+)
+def test_other_keyframes_are_refused(frames, said):
+    with pytest.raises(RecipeError, match=f"targets.keyframes is .*{said}"):
+        load_recipe("demo", {"targets.keyframes": frames})
+
+
 def test_recipe_files(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(OWN_DATA)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from neuroclips import Reconstructor
-from neuroclips.artefacts import stable_seed
+from neuroclips.artefacts import stable_seed, write_arrays
 from neuroclips.data.clips import Targets
 from neuroclips.errors import ArtefactError, NeuroClipsError, SplitLeakError
 from neuroclips.video.baselines import NearestGenerator
@@ -47,6 +47,48 @@ def test_saved_and_loaded_gives_the_same_videos(fitted, make_clips, tmp_path):
     loaded = Reconstructor.load(tmp_path)
     for generator in ("blurry", "nearest"):
         np.testing.assert_array_equal(loaded.reconstruct(test, generator), fitted.reconstruct(test, generator))
+
+
+def test_clips_are_decoded_some_at_a_time(fitted, make_clips, monkeypatch):
+    test, _ = make_clips("test", seed=1)
+    inputs = test.responses()
+    order = np.random.default_rng(0).permutation(len(test))
+    whole, videos = fitted.decode(inputs, test.ids), fitted.reconstruct(test, "nearest")
+    monkeypatch.setattr("neuroclips.reconstructor.CLIPS_AT_ONCE", 7)
+    parts, shuffled = fitted.decode(inputs, test.ids), fitted.decode(inputs[order], test.ids)
+    assert parts.prior_tokens is None
+    for name in ("latents", "tokens", "flow"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-4)
+        np.testing.assert_allclose(getattr(shuffled, name), getattr(whole, name)[order], atol=1e-4)
+    np.testing.assert_array_equal(fitted.reconstruct(test, "nearest"), videos)
+    seen = fitted.targets(test.take(np.arange(9)))
+    monkeypatch.setattr("neuroclips.reconstructor.CLIPS_AT_ONCE", 100)
+    for name, tokens in vars(fitted.targets(test.take(np.arange(9)))).items():
+        if tokens is not None:
+            np.testing.assert_allclose(getattr(seen, name), tokens, atol=2e-3)
+
+
+def test_training_clips_that_lie_in_a_run_are_not_copied(make_clips, tmp_path):
+    train, features = make_clips()
+    test, _ = make_clips("test", seed=1)
+    targets = planted_targets(features)
+    run = tmp_path / "run"
+    places = {"films": run / "films" / "train.safetensors", "targets": run / "targets" / "train.safetensors"}
+    write_arrays(places["films"], {"frames": train.frames})
+    two = np.stack([targets.tokens, 0 * targets.tokens], axis=1)  # of two frames, the first is the keyframe
+    write_arrays(places["targets"], {"latents": targets.latents, "candidates": two})
+    fitted = Reconstructor().fit(train, targets=targets)
+    fitted.save(run / "fit" / "ridge", **places)
+    assert not (run / "fit" / "ridge" / "training.safetensors").exists()
+    run.rename(tmp_path / "moved")
+    moved = Reconstructor.load(tmp_path / "moved" / "fit" / "ridge")
+    np.testing.assert_array_equal(moved.reconstruct(test, "nearest"), fitted.reconstruct(test, "nearest"))
+    np.testing.assert_array_equal(moved.training_tokens_, targets.tokens)
+    (tmp_path / "moved" / "films" / "train.safetensors").unlink()
+    alone = Reconstructor.load(tmp_path / "moved" / "fit" / "ridge")
+    np.testing.assert_array_equal(alone.reconstruct(test, "blurry"), fitted.reconstruct(test, "blurry"))
+    with pytest.raises(ArtefactError, match=r"films/train\.safetensors: not there; .* Keep the folders of a run"):
+        alone.generator("nearest")
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -5,6 +5,7 @@ import pytest
 
 from neuroclips import targets
 from neuroclips.artefacts import read_arrays, read_json, write_arrays, write_json
+from neuroclips.data.clips import Targets
 from neuroclips.pretrained.clip import Clip
 from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import TargetsRecipe
@@ -42,6 +43,18 @@ def test_every_clip_is_seen_as_by_the_networks_themselves(films, tmp_path):
             np.testing.assert_allclose(found["latents"][k], vae.encode(frames[k]), atol=4e-3, rtol=2e-3)
             np.testing.assert_allclose(found["tokens"][k], clip.images(frames[k, 2:3])[0][0], atol=4e-3, rtol=2e-3)
     assert not (tmp_path / "out" / "captions.json").exists()
+
+
+def test_training_clips_have_candidates(films, tmp_path):
+    shapes = targets.write_targets(films, tmp_path / "out", TargetsRecipe(keyframes=(1, 2, 3)), silent)
+    assert shapes["train"]["candidates"] == (7, 3, 16, 192)
+    assert set(shapes["test"]) == {"latents", "tokens"}
+    found = Targets.of(read_arrays(tmp_path / "out" / "train.safetensors"))
+    frames = np.array(read_arrays(films / "train.safetensors")["frames"])
+    clip = Clip.load("mini")
+    for m, frame in enumerate((1, 2, 3)):
+        np.testing.assert_allclose(found.candidates[5, m], clip.images(frames[5, [frame]])[0][0], atol=4e-3, rtol=2e-3)
+    np.testing.assert_array_equal(found.tokens, found.candidates[:, 1])
 
 
 def test_two_processes_write_what_one_does(films, tmp_path, monkeypatch):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _Specs = Mapping[str, tuple[tuple[int, ...], str]]  # name of each array -> shape, dtype as safetensors calls it
+_BYTES_AT_ONCE = 1 << 28
 _MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors format itself
 
 
@@ -210,7 +212,40 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     specs = {name: (array.shape, _dtype_name(name, array)) for name, array in arrays.items()}
     with ArrayWriter(path, specs) as maps:
         for name, array in arrays.items():
-            maps[name][...] = array
+            if array.ndim == 0:
+                maps[name][...] = array
+                continue
+            at_once = _BYTES_AT_ONCE * len(array) // max(1, array.nbytes)
+            for part in in_parts(len(array), at_once, array, maps[name]):
+                maps[name][part] = array[part]
+
+
+@contextmanager
+def rows_written(path: Path, n: int) -> Iterator[Callable[[slice, Mapping[str, np.ndarray]], None]]:
+    """Yield ``write(rows, arrays)``, which puts some of ``n`` rows into a file; memory does not grow with the file.
+
+    Names, types and shapes of a row are those of the first arrays; without any there is no file.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> with rows_written(path, 3) as write:
+    ...     for rows in in_parts(3, 2):
+    ...         write(rows, {"number": np.arange(3)[rows]})
+    >>> read_arrays(path)["number"].tolist()
+    [0, 1, 2]
+    """
+    with ExitStack() as stack:
+        maps: dict[str, np.ndarray] = {}
+
+        def write(rows: slice, arrays: Mapping[str, np.ndarray]) -> None:
+            if not maps:
+                specs = {name: ((n, *array.shape[1:]), _dtype_name(name, array)) for name, array in arrays.items()}
+                maps.update(stack.enter_context(ArrayWriter(path, specs)))
+            for name, array in arrays.items():
+                maps[name][rows] = array
+            let_go(*maps.values())
+
+        yield write
 
 
 def _dtype_name(name: str, array: np.ndarray) -> str:
@@ -251,6 +286,59 @@ def _map_arrays(path: Path, mode: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
+def in_parts(n: int, at_once: int, *read: Any) -> Iterator[slice]:
+    """Slices of ``n`` things, ``at_once`` each. After each one the memory of the mapped arrays ``read`` is let go.
+
+    >>> [(part.start, part.stop) for part in in_parts(5, 2)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    for start in range(0, n, max(1, at_once)):
+        yield slice(start, min(start + max(1, at_once), n))
+        let_go(*read)
+
+
+def let_go(*arrays: Any) -> None:
+    """Give back the memory that the files of mapped arrays take in this process. Nothing is lost: what is read again
+    comes from the system's cache or from disk. Other arrays are left alone."""
+    for array in arrays:
+        source = array.rows if isinstance(array, Rows) else array
+        while source is not None and not isinstance(source, np.memmap):
+            source = getattr(source, "base", None)
+        # What is mapped for reading, or shared with the file, has its content elsewhere.
+        if isinstance(source, np.memmap) and source.mode in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED"):
+            source._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+
+class Rows:
+    """``rows[order]``, read when it is indexed: a choice or another order of rows that outgrow memory, without a copy.
+
+    >>> rows = Rows(np.arange(12).reshape(4, 3), np.array([3, 0]))
+    >>> rows.shape, rows[:, 1:].tolist(), np.asarray(rows).tolist()
+    ((2, 3), [[10, 11], [1, 2]], [[9, 10, 11], [0, 1, 2]])
+    """
+
+    def __init__(self, rows: Any, order: Int[np.ndarray, " N"]):
+        self.rows, self.order, self.dtype = rows, order, rows.dtype
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.order), *self.rows.shape[1:])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        return np.asarray(self.rows[(self.order[first], *rest)])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def reshape(self, *shape: int) -> Rows:
+        """With other axes behind the first one."""
+        return Rows(self.rows.reshape(len(self.rows), *shape[1:]), self.order)
+
+
 def kept_rows(
     folder: Path,
     ids: Sequence[str],
@@ -261,21 +349,31 @@ def kept_rows(
 ) -> dict[str, np.ndarray]:
     """Arrays of all clips, made ``batch`` clips at a time and kept clip by clip in ``folder`` until it is removed.
 
+    They are returned memory-mapped, from one file in ``folder``.
+
     make : arrays of the clips with the given numbers, one row a clip; called only for clips that ``folder`` lacks, so
         a killed run goes on where it stopped. Rows must depend on their clip alone.
     progress : called with (clips done, clips).
     """
-    files = [folder / f"{name.replace('/', '_')}.safetensors" for name in ids]
-    missing = [number for number, file in enumerate(files) if not file.exists()]
-    for start in range(0, len(missing), batch):
-        if progress is not None:
-            progress(len(ids) - len(missing) + start, len(ids))
-        numbers = missing[start : start + batch]
-        made = make(np.array(numbers))
-        for row, number in enumerate(numbers):
-            write_arrays(files[number], {name: np.asarray(array[row]) for name, array in made.items()})
-    rows = [read_arrays(file) for file in files]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+    whole = folder / f"all-{content_hash(list(ids))[:16]}.safetensors"
+    if not whole.exists():
+        files = [folder / f"{name.replace('/', '_')}.safetensors" for name in ids]
+        missing = [number for number, file in enumerate(files) if not file.exists()]
+        for start in range(0, len(missing), batch):
+            if progress is not None:
+                progress(len(ids) - len(missing) + start, len(ids))
+            numbers = missing[start : start + batch]
+            made = make(np.array(numbers))
+            for row, number in enumerate(numbers):
+                write_arrays(files[number], {name: np.asarray(array[row]) for name, array in made.items()})
+        if not files:
+            return {}
+        with rows_written(whole, len(ids)) as write:
+            for number, file in enumerate(files):
+                write(slice(number, number + 1), {name: row[None] for name, row in read_arrays(file).items()})
+        for file in files:
+            file.unlink()
+    return read_arrays(whole)
 
 
 def file_hash(path: Path) -> str:

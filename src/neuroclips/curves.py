@@ -9,6 +9,7 @@ The method that makes the videos decodes every single presentation, too: agreeme
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -18,11 +19,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from neuroclips.artefacts import ArrayWriter, read_arrays
+from neuroclips.artefacts import ArrayWriter, Rows, in_parts, let_go, read_arrays
 from neuroclips.data.clips import Clips, TrainingClips
 from neuroclips.data.prepared import load_clips
 from neuroclips.decoders.ridge import RidgeDecoder
 from neuroclips.errors import DataError
+from neuroclips.evaluation.agreement import mean_and_sd
 from neuroclips.evaluation.curves import CurvePoint
 from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.identification import candidate_pool, correlation_scores, identify
@@ -36,7 +38,7 @@ from neuroclips.stages import load_targets, progress_bar
 
 CURVES = {"minutes": "training minutes", "components": "components", "lag": "lag"}  # by their name in files
 _TARGETS_AT_ONCE = 4096
-Fit = Callable[[Clips, np.ndarray], RidgeDecoder]
+Fit = Callable[[Clips, np.ndarray | Rows], RidgeDecoder]
 Whole = Callable[[], RidgeDecoder]  # fitted to all training clips
 Predict = Callable[[], np.ndarray]  # (B, K, D) tokens of the test clips
 
@@ -52,9 +54,10 @@ def curves(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, 
     With too little data for a point, or for a curve, it is left out, and the card says so.
     """
     assert recipe.curves is not None
-    prepared = load_clips(run / "prepare")
-    train, test, tokens = prepared.train, prepared.test, load_targets(run, "train").tokens
-    fit, responses = partial(_fit, recipe), test.inputs()
+    prepared, tokens = load_clips(run / "prepare"), load_targets(run, "train").tokens
+    # Frames play no part here, and chosen clips would be copied with them.
+    train, test = (replace(clips, frames=clips.frames[:, :0]) for clips in (prepared.train, prepared.test))
+    fit, responses = partial(_fit, recipe, own / ".ridge"), test.inputs()
 
     @cache
     def whole() -> RidgeDecoder:
@@ -80,19 +83,24 @@ def curves(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, 
             for done, (name, predict) in enumerate(points.items()):
                 report(done, len(points) + n_samples, name)
                 arrays[name][...] = predict()
+                let_go(arrays[name])
         if n_samples:
-            decoders = Reconstructor.load(run / "fit" / recipe.decoders.methods[-1]).decoders
+            reconstructor = Reconstructor.load(run / "fit" / recipe.decoders.methods[-1])
             with ArrayWriter(own / "samples.safetensors", {"samples": ((n_samples, *shape), "F16")}) as arrays:
                 for s in range(n_samples):
                     report(len(points) + s, len(points) + n_samples, f"presentation {s + 1}")
                     alone = _presentation(test, s)
-                    arrays["samples"][s] = decoders.decode(decoders.inputs(alone), alone.ids).tokens
+                    for rows, found in reconstructor.decoded(reconstructor.decoders.inputs(alone), alone.ids):
+                        arrays["samples"][s, rows] = found.tokens
+                        let_go(arrays["samples"])
+    shutil.rmtree(own / ".ridge", ignore_errors=True)
     return {"points": list(points), "samples": n_samples, "too_little_data_for": missing}
 
 
-def _fit(recipe: Recipe, train: Clips, tokens: np.ndarray) -> RidgeDecoder:
+def _fit(recipe: Recipe, keep: Path, train: Clips, tokens: np.ndarray | Rows) -> RidgeDecoder:
+    """A ridge whose dual weights lie in ``keep`` until the next is fitted."""
     assert isinstance(train, TrainingClips)
-    return RidgeDecoder(recipe.ridge.alphas, recipe.ridge.targets_batch).fit(train, tokens)
+    return RidgeDecoder(recipe.ridge.alphas, recipe.ridge.targets_batch, keep).fit(train, tokens)
 
 
 def _by_minutes(
@@ -105,7 +113,7 @@ def _by_minutes(
         rows = np.flatnonzero(np.isin(train.segment, segments[((np.arange(n) + 0.5) * len(segments) / n).astype(int)]))
 
         def predict(rows: np.ndarray = rows) -> np.ndarray:
-            ridge = whole() if len(rows) == len(train) else fit(train.take(rows), tokens[rows])
+            ridge = whole() if len(rows) == len(train) else fit(train.take(rows), Rows(tokens, rows))
             return ridge.predict(responses)
 
         found[f"minutes-{len(rows) * train.t_r / 60:.4g}"] = predict
@@ -139,20 +147,20 @@ def bottleneck(
 
     U_k is had from the (B, B) products of predictions, since there may be more targets than fit in memory twice.
     """
-    predicted = (ridge.predict(responses) - ridge.y_mean_.reshape(ridge.shape_)).reshape(len(responses), -1)
-    known = (ridge.x_ @ ridge.x_.T / ridge.x_.shape[1]) @ ridge.dual_
-    products, shared = np.zeros((len(known), len(known))), np.zeros((len(predicted), len(known)))
-    for start in range(0, known.shape[1], _TARGETS_AT_ONCE):  # in double precision: small components are wanted, too
-        part = slice(start, start + _TARGETS_AT_ONCE)
-        of_known = known[:, part].astype(np.float64)
-        products += of_known @ of_known.T
-        shared += predicted[:, part] @ of_known.T
+    n, v = ridge.x_.shape
+    seen, asked = (x @ ridge.x_.T / v for x in (ridge.x_, responses - ridge.x_mean_))  # kernels
+    products, shared = np.zeros((n, n)), np.zeros((len(asked), n))
+    for part in in_parts(len(ridge.y_mean_), _TARGETS_AT_ONCE, ridge.dual_):
+        # in double precision: small components are wanted, too
+        known, predicted = ((kernel @ ridge.dual_[:, part]).astype(np.float64) for kernel in (seen, asked))
+        products += known @ known.T
+        shared += predicted @ known.T
     values, vectors = np.linalg.eigh(products)  # ascending
 
     def through(k: int) -> np.ndarray:
         top, squares = vectors[:, -k:], np.maximum(values[-k:], np.finfo(np.float64).tiny)
         weights = (shared @ top / squares) @ top.T  # of the training clips' predictions, (B, B_train)
-        return (weights.astype(np.float32) @ known + ridge.y_mean_).reshape(len(responses), *ridge.shape_)
+        return ridge.combined((weights @ seen).astype(np.float32))
 
     return through
 
@@ -174,7 +182,7 @@ def _by_lag(
             for clips, rows, source in zip((train, test), inside, sources)
         )
         found = np.full((len(test), *tokens.shape[1:]), np.nan, np.float32)
-        found[inside[1]] = fit(known, tokens[inside[0]]).predict(tried.inputs())
+        found[inside[1]] = fit(known, Rows(tokens, inside[0])).predict(tried.inputs())
         return found
 
     return {f"lag-{delay_trs + shift}": partial(predict, shift) for shift in shifts}
@@ -204,8 +212,7 @@ def score_curves(run: Path, recipe: Recipe) -> tuple[list[CurvePoint], Abstentio
     if recipe.curves is None:
         return [], None
     test = load_clips(run / "prepare").test
-    truth, known = load_targets(run, "test").tokens, load_targets(run, "train").tokens
-    reference = np.asarray(known, np.float32).mean(axis=0)
+    truth, (reference, _) = load_targets(run, "test").tokens, mean_and_sd(load_targets(run, "train").tokens)
     points = []
     for name, predicted in read_arrays(run / "curves" / "tokens.safetensors").items():
         curve, x = name.split("-")
@@ -231,7 +238,7 @@ def clip_confidence(run: Path) -> Float[np.ndarray, " B"] | None:
     path = run / "curves" / "samples.safetensors"
     if not path.exists():
         return None
-    reference = np.asarray(load_targets(run, "train").tokens, np.float32).mean(axis=0)
+    reference, _ = mean_and_sd(load_targets(run, "train").tokens)
     return sample_agreement(read_arrays(path)["samples"], reference)
 
 
@@ -250,10 +257,11 @@ def _top_1(
         orders = shuffled_orders(of_these.scene, recipe.seed, recipe.evaluate.shuffles)
     except DataError:  # one scene dominates: there is no such control
         orders = []
+    of_rows = predicted[rows]
     found = score_identification(
-        "ridge", predicted[rows], truth[rows], reference=reference, ids=of_these.ids, scene=of_these.scene,
+        "ridge", of_rows, truth[rows], reference=reference, ids=of_these.ids, scene=of_these.scene,
         segment=of_these.segment, onset=of_these.onset, exclude_seconds=seconds, n_repeats=test.bold.shape[1],
-        floors={"shuffled": [predicted[rows][order] for order in orders]} if orders else {},
+        floors={"shuffled": [Rows(of_rows, order) for order in orders]} if orders else {},
         draws=recipe.evaluate.bootstrap, seed=recipe.seed,
     )  # fmt: skip
     return next(score for score in found.scores if score.metric == "top-1")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from neuroclips.artefacts import let_go
 from neuroclips.cortex.encoding import (
     EncodingModel,
     Principal,
@@ -52,10 +53,13 @@ class FilmSpaces:
 
     @classmethod
     def fit(cls, frames: UInt8[np.ndarray, "B F 3 H W"], targets: Targets) -> FilmSpaces:
-        return cls({name: principal(values, COMPONENTS[name]) for name, values in _seen(frames, targets).items()})
+        found = cls({name: principal(values, COMPONENTS[name]) for name, values in _seen(frames, targets).items()})
+        let_go(frames, targets.latents, targets.tokens)
+        return found
 
     def __call__(self, frames: UInt8[np.ndarray, "B F 3 H W"], targets: Targets) -> Spaces:
         found = {name: self.parts[name].encode(values) for name, values in _seen(frames, targets).items()}
+        let_go(frames, targets.latents, targets.tokens)
         return {
             "low-level": np.concatenate([found[n] for n in ("latents", "change", "flow") if n in found], axis=1),
             "semantic": found["tokens"],

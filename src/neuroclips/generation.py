@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,15 @@ import torch
 from rich.console import Console
 from torch.nn.functional import interpolate
 
-from neuroclips.artefacts import content_hash, file_hash, kept_rows, read_json, write_arrays, write_json
+from neuroclips.artefacts import (
+    content_hash,
+    in_parts,
+    kept_rows,
+    read_json,
+    rows_written,
+    write_arrays,
+    write_json,
+)
 from neuroclips.data.clips import Clips, TestClips
 from neuroclips.data.frames import write_clip_video, write_video
 from neuroclips.data.prepared import load_clips
@@ -28,11 +37,11 @@ from neuroclips.errors import RecipeError
 from neuroclips.evaluation.floors import shuffled_orders
 from neuroclips.evaluation.seams import PixelDifferenceRule
 from neuroclips.pretrained.clip import Clip
-from neuroclips.pretrained.registry import resolve
+from neuroclips.pretrained.registry import resolve, weights_of
 from neuroclips.pretrained.vae import Vae
-from neuroclips.recipe import FusionRecipe, Recipe, VideoRecipe
-from neuroclips.reconstructor import KEYFRAME, Reconstructor
-from neuroclips.shapes import Float, Int
+from neuroclips.recipe import KEYFRAME, FusionRecipe, Recipe, VideoRecipe
+from neuroclips.reconstructor import CLIPS_AT_ONCE, Reconstructor
+from neuroclips.shapes import Float, Float32, Int
 from neuroclips.stages import ABLATIONS, load_targets, progress_bar
 from neuroclips.training.decoders import pick_device
 from neuroclips.video.fusion import SCENE_RULES, KnownScenes, SceneRule, chain_positions, fuse, join
@@ -56,14 +65,15 @@ def video_weights(recipe: Recipe) -> dict[str, str]:
     assert video is not None
     for kind, holds in (("video", "model_index.json"), ("keyframe", "model_index.json"), ("caption", "config.json")):
         folder = resolve(getattr(video, kind), kind, holds=holds)
-        hashes |= {f"{kind}/{p.relative_to(folder)}": file_hash(p) for p in sorted(folder.rglob("*.safetensors"))}
+        hashes |= {f"{kind}/{name}": found for name, found in weights_of(folder).items()}
     return hashes
 
 
 def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Keyframes, captions and videos of the chosen test clips, in every condition.
 
-    CONDITION.safetensors : keyframes (N, 3, H, W) in [0, 1] and videos (N, F, 3, H, W) uint8.
+    CONDITION.safetensors : videos (N, F, 3, H, W) uint8, and keyframes (N, 3, H, W) in [0, 1], float16, where they were
+        drawn for this condition: ablations and fusion have those of ``decoded``.
     captions.json : of each condition. clips.json : the ids of the N clips. CONDITION/CLIP.mp4 : to watch, of what was
         decoded.
     fusion.safetensors : for each of the N clips, the clip before it (or -1), whether it was judged to continue that
@@ -77,65 +87,96 @@ def generate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     test = prepared.test.take(chosen)
     reconstructor = Reconstructor.load(run / "fit" / recipe.decoders.methods[-1], device=str(pick_device(video.device)))
     generator = reconstructor.neuroclips(video)
-    given = _conditions(run, recipe, reconstructor, prepared.test)
-    captions: dict[str, list[str]] = {}
+    kept, inputs = own / ".kept", reconstructor.decoders.inputs(prepared.test, None)
     with progress_bar(console) as report:
-        made: dict[str, Guidance] = {}
-        for name, guidance in given.items():
-            of_these = guidance.take(chosen)
-            made[name] = imagine(generator, of_these, own / ".kept" / name, recipe.seed, report, name)
-            captions[name] = made[name].captions or []
-            videos = show(generator, made[name], own / ".kept" / name, recipe.seed, report, name)
-            _write(own / f"{name}.safetensors", made[name], videos)
-            if name == "decoded":
-                decoded = videos
+
+        def make(name: str, guidance: Guidance) -> tuple[Guidance, np.ndarray]:
+            """``guidance`` with keyframes and captions, and its videos; all but the captions' words are written."""
+            made = imagine(generator, guidance, kept / name, recipe.seed, report, name)
+            write_json(kept / f"{name}.json", made.captions)
+            videos = show(generator, made, kept / name, recipe.seed, report, name)
+            assert made.keyframes is not None
+            _write(own / f"{name}.safetensors", keyframes=made.keyframes, videos=videos)
+            return made, videos
+
+        everything = reconstructor.decode(inputs, prepared.test.ids)
+        is_chosen = np.array_equal(chosen, np.arange(len(everything)))
+        decoded, alone = make("decoded", everything if is_chosen else everything.take(chosen))
+        everything = _with_mean_tokens(everything)
+        others = _others(run, recipe, reconstructor, inputs, prepared.test, chosen)
+        for name, guidance in others.items():
+            if not (own / f"{name}.safetensors").exists():  # a run that was killed has not finished it
+                make(name, guidance())
+                shutil.rmtree(kept / name)
         for name, changes in ABLATIONS.items() if video.ablations else ():
-            generator.settings = video.model_copy(update=changes)
-            videos = show(generator, made["decoded"], own / ".kept" / name, recipe.seed, report, name)
-            _write(own / f"{name}.safetensors", made["decoded"], videos)
+            if not (own / f"{name}.safetensors").exists():
+                generator.settings = video.model_copy(update=changes)
+                videos = show(generator, decoded, kept / name, recipe.seed, report, name)
+                _write(own / f"{name}.safetensors", videos=videos)
+                shutil.rmtree(kept / name)
         generator.settings = video
         if video.fusion is not None:
-            scenes = learn_scenes(run, recipe, reconstructor, generator, own / ".kept", report)
+            scenes = learn_scenes(run, recipe, reconstructor, generator, kept, report)
             scenes.rule.save(own)
-            judged = scenes.judge(made["decoded"], test)
+            judged = scenes.judge(decoded, test)
             before, joined = judged["before"], judged["joined"]
             positions = chain_positions(joined, before, video.fusion.limit)
             write_arrays(own / "fusion.safetensors", {"before": before, "joined": joined, "position": positions})
             # Tokens are there for every test clip, keyframes for the chosen ones.
             all_of_them = video.fusion.compare == "tokens"
             numbers = np.arange(len(prepared.test)) if all_of_them else chosen
-            judged = scenes.judge(given["decoded"] if all_of_them else made["decoded"], prepared.test.take(numbers))
+            judged = scenes.judge(everything if all_of_them else decoded, prepared.test.take(numbers))
             write_arrays(own / "decisions.safetensors", {"clip": numbers, **judged})
-            known = _Known(generator, dict(zip(test.ids, decoded)), own / ".kept" / "fused", report)
-            fused = fuse(known, made["decoded"], positions, before, seed=recipe.seed)
-            _write(own / "fused.safetensors", made["decoded"], fused)
-    write_json(own / "captions.json", captions)
+            known = _Known(generator, dict(zip(test.ids, alone)), kept / "fused", report)
+            fused = fuse(known, decoded, positions, before, seed=recipe.seed)
+            _write(own / "fused.safetensors", videos=fused)
+    conditions = ["decoded", *others]
+    write_json(own / "captions.json", {name: read_json(kept / f"{name}.json") for name in conditions})
     write_json(own / "clips.json", test.ids)
-    for clip, shown in zip(test.ids, decoded):
+    for clip, shown in zip(test.ids, alone):
         write_clip_video(own / "decoded" / f"{clip.replace('/', '_')}.mp4", shown, test.t_r)
-    shutil.rmtree(own / ".kept")
-    return {"clips": len(test), "conditions": list(given), "weights": video_weights(recipe)}
+    shutil.rmtree(kept)
+    return {"clips": len(test), "conditions": conditions, "weights": video_weights(recipe)}
 
 
-def _conditions(run: Path, recipe: Recipe, reconstructor: Reconstructor, test: TestClips) -> dict[str, Guidance]:
-    """The guidance of all test clips in every condition."""
+def _others(
+    run: Path, recipe: Recipe, reconstructor: Reconstructor, inputs: np.ndarray, test: TestClips, chosen: np.ndarray
+) -> dict[str, Callable[[], Guidance]]:
+    """The guidance of the chosen clips in every condition but the decoded one, made when asked for: full-size tokens
+    of one condition are 2 GB, or twice as much with a prior."""
     assert recipe.generate.video is not None
-    inputs = reconstructor.decoders.inputs(test, None)
-    true = load_targets(run, "test")
-    latents, tokens = (np.asarray(part, np.float32) for part in (true.latents, true.tokens))
-    found = {
-        "decoded": reconstructor.decode(inputs, test.ids),
-        "ceiling": Guidance(test.ids, latents=latents, tokens=tokens),
-    }
+    ids, true = [test.ids[clip] for clip in chosen], load_targets(run, "test")
+
+    def told() -> Guidance:
+        latents, tokens = (np.asarray(part[chosen], np.float32) for part in (true.latents, true.tokens))
+        return Guidance(ids, latents=latents, tokens=tokens)
+
+    found: dict[str, Callable[[], Guidance]] = {"ceiling": told}
     for s, order in enumerate(shuffled_orders(test.scene, recipe.seed, recipe.generate.video.shuffles)):
-        found[f"shuffled-{s}"] = reconstructor.decode(inputs[order], test.ids)
+        found[f"shuffled-{s}"] = partial(reconstructor.decode, inputs[order][chosen], ids)
+    return found
+
+
+def _with_mean_tokens(guidance: Guidance) -> Guidance:
+    """``guidance`` when its keyframes are drawn: of the tokens their mean is left, by which scenes are compared."""
+    if guidance.tokens is None:
+        return guidance
+    return replace(guidance, tokens=mean_tokens(guidance.tokens)[:, None], prior_tokens=None)
+
+
+def mean_tokens(tokens: Float[np.ndarray, "B K D"]) -> Float32[np.ndarray, "B D"]:
+    """The mean token of each clip; some clips at a time."""
+    found = np.empty(tokens.shape[::2], np.float32)
+    for rows in in_parts(len(tokens), CLIPS_AT_ONCE, tokens):
+        found[rows] = np.asarray(tokens[rows], np.float32).mean(axis=1)
     return found
 
 
 def imagine(
     generator: NeuroClipsGenerator, guidance: Guidance, kept: Path, seed: int, report: Report, what: str
 ) -> Guidance:
-    """``guidance`` with keyframes and captions."""
+    """``guidance`` with keyframes and captions, and no tokens but their mean: keyframes are drawn from tokens, and what
+    follows looks at keyframes. These are memory-mapped."""
 
     def draw(rows: np.ndarray) -> dict[str, np.ndarray]:
         keyframes = generator.draw(guidance.take(rows), seed=seed).keyframes
@@ -146,13 +187,18 @@ def imagine(
         kept / "keyframes", guidance.ids, draw, batch=generator.settings.batch,
         progress=lambda done, total: report(done, total, f"keyframes, {what}"),
     )  # fmt: skip
-    return generator.describe(replace(guidance, keyframes=done["keyframe"]))
+    keyframes, captions = done["keyframe"], list[str]()
+    for rows in in_parts(len(guidance), CLIPS_AT_ONCE, keyframes):
+        report(rows.start, len(guidance), f"captions, {what}")
+        shown = Guidance(guidance.ids[rows], keyframes=np.array(keyframes[rows]))
+        captions += generator.describe(shown).captions or []
+    return replace(_with_mean_tokens(guidance), keyframes=keyframes, captions=captions)
 
 
 def show(
     generator: NeuroClipsGenerator, guidance: Guidance, kept: Path, seed: int, report: Report, what: str
 ) -> np.ndarray:
-    """Videos (N, F, 3, H, W) uint8."""
+    """Videos (N, F, 3, H, W) uint8, memory-mapped."""
     done = kept_rows(
         kept / "videos", guidance.ids,
         lambda rows: {"video": generator.generate(guidance.take(rows), seed=seed)}, batch=generator.settings.batch,
@@ -189,7 +235,7 @@ class Scenes:
         """What two clips are compared by."""
         if self.compare == "tokens":
             assert guidance.tokens is not None
-            return guidance.tokens.mean(axis=1)
+            return mean_tokens(guidance.tokens)
         assert guidance.keyframes is not None
         return self.clip.images((guidance.keyframes * 255).round().astype(np.uint8))[1]
 
@@ -219,11 +265,13 @@ def learn_scenes(
     prepared = load_clips(run / "prepare")
     train, validation = prepared.train, prepared.validation
     seen = reconstructor.decode(reconstructor.decoders.inputs(validation, None), validation.ids)
-    film = Guidance(train.ids, tokens=np.asarray(load_targets(run, "train").tokens, np.float32))
     if settings.compare == "keyframes":
         seen = imagine(generator, seen, kept / "validation", recipe.seed, report, "validation")
         shown = np.asarray(train.frames[:, min(KEYFRAME, train.n_frames - 1)], np.float32) / 255
-        film = replace(film, keyframes=shown)
+        film = Guidance(train.ids, keyframes=shown)
+    else:
+        seen = _with_mean_tokens(seen)
+        film = Guidance(train.ids, tokens=mean_tokens(load_targets(run, "train").tokens)[:, None])
     scenes = Scenes(
         SCENE_RULES[settings.rule](), PixelDifferenceRule(), settings.compare,
         Clip.load(reconstructor.clip, device=reconstructor.device), generator.vae,
@@ -288,6 +336,9 @@ def _at(videos: np.ndarray, frames: int, size: int) -> np.ndarray:
     return scaled.unflatten(0, (len(videos), frames)).numpy()
 
 
-def _write(path: Path, guidance: Guidance, videos: np.ndarray) -> None:
-    assert guidance.keyframes is not None
-    write_arrays(path, {"keyframes": guidance.keyframes, "videos": videos})
+def _write(path: Path, *, videos: np.ndarray, keyframes: np.ndarray | None = None) -> None:
+    """Write a condition's videos, and keyframes in halves, some clips at a time."""
+    with rows_written(path, len(videos)) as write:
+        for rows in in_parts(len(videos), CLIPS_AT_ONCE, videos, keyframes):
+            drawn = {} if keyframes is None else {"keyframes": keyframes[rows].astype(np.float16)}
+            write(rows, {**drawn, "videos": videos[rows]})

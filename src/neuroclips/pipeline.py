@@ -27,6 +27,7 @@ from neuroclips import curves, generation, maps, scoring, stages
 from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json, written_aside
 from neuroclips.errors import ArtefactError
 from neuroclips.recipe import Recipe
+from neuroclips.training import processes
 
 PACKAGES = ("neuroclips", "numpy", "torch", "diffusers", "transformers", "himalaya", "nibabel", "av")
 # Copied to the top of the run directory, for people.
@@ -40,6 +41,7 @@ class Stage:
     ``settings`` picks the part of the recipe that changes the result; ``format`` is raised when the files change.
     A parent is a stage, or one file of a stage that is all this one depends on (``survey/films.json``). ``look``
     finds out what else the result depends on, such as files outside the run directory; its answer is part of the key.
+    ``together``: where several processes were launched, all of them do the work; else the main one alone.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Stage:
     settings: Callable[[Recipe], Any]
     format: int = 1
     look: Callable[[Path, Recipe, Console], Any] | None = None
+    together: bool = False
 
 
 def plan(recipe: Recipe) -> list[Stage]:
@@ -89,6 +92,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             ("prepare", "targets"),
             lambda r: [r.ridge, r.decoders, stages.decoder_weights(r), r.seed],
             format=2,
+            together=True,
         ),
         Stage(
             "reconstruct",
@@ -129,16 +133,20 @@ def run(
     directory, console = Path(directory), console or Console(stderr=True)
     planned = plan(recipe)
     names = [stage.name for stage in planned]
+    processes.join()
     if until is not None and until not in names:
         raise ArtefactError(f"no stage {until!r} in this recipe; there are {', '.join(names)}")
     planned = planned[: names.index(until) + 1] if until is not None else planned
     for stage in planned:
         stage.settings(recipe)  # a folder of weights or scans that is not there is met now, not after minutes of work
+    if not processes.is_main():
+        return _help(planned, directory, recipe)
     cards: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate(planned, 1):
         label = f"[bold]{number}/{len(names)} {stage.name}[/bold]"
         key = _key(stage, recipe, cards, stage.look and stage.look(directory, recipe, console))
         card = _finished(directory / stage.name, key)
+        processes.told(card is None)
         if card is not None:
             console.print(f"{label}  up to date, skipped")
         else:
@@ -147,6 +155,18 @@ def run(
             console.print(f"{label}  {_cost(card)}")
         cards[stage.name] = card
         _show(directory, stage.name)
+        processes.wait()
+    return cards
+
+
+def _help(planned: list[Stage], directory: Path, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What processes beside the main one do: work where all work together, and wait."""
+    cards = {}
+    for stage in planned:
+        if processes.told(True) and stage.together:
+            stage.work(directory, directory / stage.name, recipe, Console(quiet=True))
+        processes.wait()
+        cards[stage.name] = read_card(directory / stage.name) or {}
     return cards
 
 

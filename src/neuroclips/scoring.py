@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from neuroclips.artefacts import read_arrays, read_json
+from neuroclips.artefacts import Rows, let_go, read_arrays, read_json
 from neuroclips.curves import score_curves
 from neuroclips.data.clips import Clips
+from neuroclips.data.pairing import aligned
 from neuroclips.data.prepared import Prepared, load_clips
+from neuroclips.data.videos import VideoSource
 from neuroclips.errors import MissingExtraError, RecipeError
+from neuroclips.evaluation.agreement import Features, mean_and_sd
 from neuroclips.evaluation.curves import write_curves
 from neuroclips.evaluation.floors import mean_frame_videos, mean_video_videos
 from neuroclips.evaluation.identification import correlation_scores
@@ -67,12 +70,14 @@ def evaluate(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str
     n_repeats = repeats_of(recipe, test.bold.shape[1])
     judges = _judges(recipe, console)
     parts: list[Scored] = []
+    known = load_targets(run, "train")
+    about = {"tokens": mean_and_sd(known.tokens), "latents": mean_and_sd(known.latents)}
     with progress_bar(console) as report:
         for k in reversed(n_repeats):
             ceiling, ceiling_name = _identification_ceiling(run, test, k)
             for number, method in enumerate(reversed(recipe.decoders.methods)):
                 report(number, len(recipe.decoders.methods), f"identification, {k} presentations")
-                parts += _score_decoded(run, recipe, method, k, test, ceiling)
+                parts += _score_decoded(run, recipe, method, k, test, about, ceiling)
         if recipe.generate.video is not None:
             parts += _score_sets(recipe, _generated(run, prepared), prepared, judges, n_repeats[-1], report)
             parts += _score_captions(run, recipe, test, n_repeats[-1])
@@ -135,12 +140,15 @@ def _placed(recipe: Recipe, test: Clips) -> dict[str, Any]:
 
 
 def _score_decoded(
-    run: Path, recipe: Recipe, method: str, k: int, test: Clips, ceiling: np.ndarray | None
-) -> list[Scored]:
-    """Identification from what one method decoded from ``k`` repeats, and how near its tokens are to the truth."""
-    made, true, known = run / "reconstruct", load_targets(run, "test"), load_targets(run, "train")
-    found = read_arrays(made / f"{method}-{k}.safetensors")
-    shuffled = read_arrays(made / f"{method}-{k}-shuffled.safetensors")
+    run: Path, recipe: Recipe, method: str, k: int, test: Clips, about: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ceiling: np.ndarray | None,
+) -> list[Scored]:  # fmt: skip
+    """Identification from what one method decoded from ``k`` repeats, and how near its tokens are to the truth.
+
+    about : mean and standard deviation of the training clips' tokens and latents.
+    """
+    made, true = run / "reconstruct", load_targets(run, "test")
+    found, orders = read_arrays(made / f"{method}-{k}.safetensors"), _orders(run)
     floors = {name: read_arrays(path) for name, path in _floors(made, method).items()}
     compared = method != "ridge" and "ridge" in recipe.decoders.methods
     ridge = read_arrays(made / f"ridge-{k}.safetensors") if compared else {}
@@ -153,17 +161,23 @@ def _score_decoded(
         if part == "prior_tokens":
             baselines["its input"] = found["tokens"]
         given: dict[str, Any] = {
-            "reference": np.asarray(getattr(known, space), np.float32).mean(axis=0), "space": space,
-            "baselines": baselines,
-            "floors": {"shuffled": list(shuffled[part]), **{name: floor[part] for name, floor in floors.items()}},
+            "reference": about[space][0], "space": space, "baselines": baselines,
+            "floors": {
+                "shuffled": [Rows(predicted, order) for order in orders],
+                **{name: floor[part] for name, floor in floors.items()},
+            },
             **_shared(recipe, test, k),
         }  # fmt: skip
         goal = getattr(true, space)
         parts.append(score_identification(name, predicted, goal, ceiling=ceiling, **given, **_placed(recipe, test)))
         if space == "tokens":
-            sd = np.asarray(known.tokens, np.float32).std(axis=0)
-            parts.append(score_agreement(name, predicted, goal, sd=sd, **given))
+            parts.append(score_agreement(name, predicted, goal, sd=about[space][1], **given))
     return parts
+
+
+def _orders(run: Path) -> list[np.ndarray]:
+    """For each shuffle: whose fMRI every clip received."""
+    return [np.array(order) for order in read_arrays(run / "reconstruct" / "shuffled.safetensors")["orders"]]
 
 
 def _floors(made: Path, what: str) -> dict[str, Path]:
@@ -175,17 +189,29 @@ def _floors(made: Path, what: str) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _Sets:
-    """Videos (N, F, 3, H, W) uint8 of the test clips ``rows``, and what they all stand beside.
+    """Videos (N, F, 3, H, W) of the test clips ``rows``, and what they all stand beside.
 
     shuffled : made from the fMRI of other scenes, one set a shuffle.
     """
 
     rows: Int[np.ndarray, " N"]
-    methods: Mapping[str, np.ndarray]
-    floors: Mapping[str, np.ndarray]
+    methods: Mapping[str, VideoSet]
+    floors: Mapping[str, VideoSet]
     shuffled: list[VideoSet]
-    baselines: Mapping[str, np.ndarray]
-    ceiling: np.ndarray
+    baselines: Mapping[str, VideoSet]
+    ceiling: VideoSet
+
+
+def _videos(path: Path, name: str) -> VideoSource:
+    """Videos of a file, read when they are asked for."""
+    array = read_arrays(path)[name]
+
+    def read(row: int) -> np.ndarray:
+        video = np.array(array[row])
+        let_go(array)
+        return video
+
+    return VideoSource(path, [str(row) for row in range(len(array))], array.shape, name, read, named=False)
 
 
 def _still(prepared: Prepared, n: int) -> dict[str, np.ndarray]:
@@ -197,15 +223,12 @@ def _quick(run: Path, prepared: Prepared, name: str) -> _Sets:
     """The videos of one generator that needs no diffusion: all test clips."""
     made, n = run / "reconstruct", len(prepared.test)
 
-    def videos(what: str) -> np.ndarray:
-        return read_arrays(made / f"videos{what}.safetensors")[name]
-
-    floors = {what: read_arrays(path)[name] for what, path in _floors(made, "videos").items()}
-    by_ridge = made / "videos-baseline.safetensors"
-    baseline = read_arrays(by_ridge) if by_ridge.exists() else {}
+    own, by_ridge = _videos(made / "videos.safetensors", name), made / "videos-baseline.safetensors"
+    floors = {what: _videos(path, name) for what, path in _floors(made, "videos").items()}
+    baseline = by_ridge.exists() and name in read_arrays(by_ridge)
     return _Sets(
-        np.arange(n), {name: videos("")}, {**_still(prepared, n), **floors},
-        list(videos("-shuffled")), {"ridge": baseline[name]} if name in baseline else {}, videos("-ceiling"),
+        np.arange(n), {name: own}, {**_still(prepared, n), **floors}, [own.take(order) for order in _orders(run)],
+        {"ridge": _videos(by_ridge, name)} if baseline else {}, _videos(made / "videos-ceiling.safetensors", name),
     )  # fmt: skip
 
 
@@ -220,21 +243,20 @@ def _generated(run: Path, prepared: Prepared) -> _Sets:
     made, test = run / "generate", prepared.test
     rows = _with_video(run, test)
 
-    def videos(condition: str) -> np.ndarray:
-        """At the times of the film's frames: of 16 frames, those that stand nearest to its 6."""
-        found = read_arrays(made / f"{condition}.safetensors")["videos"]
-        return found[:, np.rint(np.linspace(0, found.shape[1] - 1, test.n_frames)).astype(int)]
+    def videos(condition: str) -> VideoSource:
+        """At the times and the size of the film's frames: of 16 frames, those that stand nearest to its 6."""
+        return aligned(_videos(made / f"{condition}.safetensors", "videos"), test.n_frames, *test.frames.shape[3:])
 
     names = {"decoded": "neuroclips", "fused": "neuroclips, fused"}
     names |= {slug: f"neuroclips, {slug.replace('-', ' ')}" for slug in ABLATIONS}
-    quick = read_arrays(run / "reconstruct" / "videos.safetensors")
+    quick = run / "reconstruct" / "videos.safetensors"
     no_brain = {"no brain": videos("no-brain")} if (made / "no-brain.safetensors").exists() else {}
     return _Sets(
         rows,
         {name: videos(slug) for slug, name in names.items() if (made / f"{slug}.safetensors").exists()},
         {**_still(prepared, len(rows)), **no_brain},
         [videos(f"shuffled-{s}") for s in range(len(list(made.glob("shuffled-*.safetensors"))))],
-        {name: np.asarray(array[rows]) for name, array in quick.items()},
+        {name: _videos(quick, name).take(rows) for name in read_arrays(quick)},
         videos("ceiling"),
     )
 
@@ -291,7 +313,9 @@ def _score_captions(run: Path, recipe: Recipe, test: Clips, n_repeats: int) -> l
         said = {name: text_features(texts) for name, texts in captions.items()}
     except MissingExtraError:
         return []
-    shuffled = [said[f"shuffled-{s}"] for s in range(sum(name.startswith("shuffled-") for name in said))]
+    shuffled: list[Features] = [
+        said[f"shuffled-{s}"] for s in range(sum(name.startswith("shuffled-") for name in said))
+    ]
     goal = said["ceiling"]
     return [
         score_identification(

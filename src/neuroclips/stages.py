@@ -6,7 +6,7 @@ Every function takes (run directory, own directory, recipe, console). The order,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from neuroclips.artefacts import (
-    file_hash,
+    in_parts,
     read_arrays,
     read_card,
     read_json,
+    rows_written,
     stable_seed,
     write_arrays,
     write_json,
 )
 from neuroclips.data import prepare as data
-from neuroclips.data.clips import Targets
+from neuroclips.data.clips import Targets, TestClips
 from neuroclips.data.frames import write_clip_video
 from neuroclips.data.prepared import load_clips
 from neuroclips.data.source import Source
@@ -32,17 +33,21 @@ from neuroclips.data.study import open_source
 from neuroclips.decoders import Decoders
 from neuroclips.decoders.ridge import RidgeDecoders
 from neuroclips.evaluation.floors import shuffled_orders
-from neuroclips.pretrained.registry import resolve
+from neuroclips.pretrained.registry import resolve, weights_of
 from neuroclips.recipe import Recipe
-from neuroclips.reconstructor import Reconstructor
+from neuroclips.reconstructor import CLIPS_AT_ONCE, Reconstructor
 from neuroclips.report.from_run import data_page, report_data
 from neuroclips.report.page import write_report
 from neuroclips.targets import write_targets
-from neuroclips.training.decoders import NeuralDecoders, resolve_decoders
+from neuroclips.training import processes
+from neuroclips.training.decoders import NeuralDecoders, pick_device, resolve_decoders
+from neuroclips.training.end_to_end import EndToEndDecoders
+from neuroclips.training.switches import switches
 from neuroclips.video.guidance import Guidance, VideoGenerator
 
 SPLITS = ("train", "validation", "test")
 Report = Callable[[int, int, str], None]
+Guided = Iterator[tuple[slice, Guidance]]  # some clips at a time
 ABLATIONS: dict[str, dict[str, Any]] = {  # settings of video; the paper's table 2, without motion, and none at all
     "without-keyframe": {"paths": ("alpha", "gamma")},
     "without-blurry-video": {"paths": ("beta", "gamma")},
@@ -142,7 +147,7 @@ def weights_hashes(recipe: Recipe) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for kind in ("vae", "clip"):
         folder = resolve(getattr(recipe.targets, kind), kind)
-        hashes |= {f"{kind}/{p.name}": file_hash(p) for p in sorted(folder.glob("*.safetensors"))}
+        hashes |= {f"{kind}/{name}": found for name, found in weights_of(folder).items()}
     return hashes
 
 
@@ -157,15 +162,25 @@ def load_targets(run: Path, split: str) -> Targets:
     """What the stage ``targets`` computed for a split."""
     folder = run / "targets"
     text = read_arrays(folder / "text.safetensors")[split] if (folder / "text.safetensors").exists() else None
-    return Targets(**read_arrays(folder / f"{split}.safetensors"), text=text)
+    return Targets.of(read_arrays(folder / f"{split}.safetensors"), text)
 
 
 def decoder_weights(recipe: Recipe) -> dict[str, str]:
-    """Hashes of what subjects share: new weights make old decoders stale."""
-    if "neural" not in recipe.decoders.methods or recipe.decoders.pretrained is None:
-        return {}
-    folder = resolve_decoders(recipe.decoders.pretrained)
-    return {p.name: file_hash(p) for p in sorted(folder.glob("*.safetensors"))}
+    """Hashes of what decoders start from: new weights make old decoders stale. Switches that do not exist are met here,
+    too, before any work."""
+    chosen = recipe.decoders
+    switches(chosen.preset, **chosen.switches)
+    hashes: dict[str, str] = {}
+    if "neural" in chosen.methods and chosen.pretrained is not None:
+        hashes |= weights_of(resolve_decoders(chosen.pretrained))
+    if "end-to-end" in chosen.methods:
+        for name, kind, holds in (
+            (chosen.networks.initial, "mindeye2", "semantics.safetensors"),
+            (chosen.networks.text_projector, "text-projector", "projector.safetensors"),
+        ):
+            if name is not None:
+                hashes |= weights_of(resolve(name, kind, holds=holds))
+    return hashes
 
 
 def fit(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
@@ -179,95 +194,112 @@ def fit(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any
             report(number, len(chosen.methods), method)
             decoders: Decoders
             if method == "ridge":
-                decoders = RidgeDecoders(recipe.ridge.alphas, recipe.ridge.targets_batch)
+                if not processes.is_main():
+                    continue
+                decoders = RidgeDecoders(recipe.ridge.alphas, recipe.ridge.targets_batch, own / method)
             else:
-                decoders = NeuralDecoders(
-                    chosen.pretrained, preset=chosen.preset, epochs=chosen.epochs, prior_draws=chosen.prior_draws,
-                    seed=recipe.seed, device=chosen.device, checkpoints=own, progress=report,
+                shared: dict[str, Any] = dict(
+                    preset=chosen.preset, changes=chosen.switches, epochs=chosen.epochs,
+                    prior_draws=chosen.prior_draws, seed=recipe.seed, device=chosen.device, checkpoints=own,
+                    progress=report,
                 )  # fmt: skip
+                if method == "neural":
+                    decoders = NeuralDecoders(chosen.pretrained, **shared)
+                else:
+                    decoders = EndToEndDecoders(chosen.networks, **shared)
             reconstructor = Reconstructor(recipe.targets.vae, recipe.targets.clip, decoders)
             reconstructor.fit(prepared.train, prepared.validation, targets, seen)
-            summaries[method] = reconstructor.save(own / method)
-    for left in own.glob(".*.checkpoint.pt"):
+            if not processes.is_main():
+                continue
+            summaries[method] = reconstructor.save(
+                own / method, films=run / "films" / "train.safetensors", targets=run / "targets" / "train.safetensors"
+            )
+    processes.wait()
+    for left in own.glob(".*.checkpoint.pt") if processes.is_main() else ():
         left.unlink()
     return summaries
 
 
 def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Decode the test clips: guidance for each number of repeats, videos, and the controls with shuffled fMRI.
+    """Decode the test clips: guidance for each number of repeats, videos, and the controls without the right fMRI.
 
-    METHOD-R.safetensors : latents and tokens (and the prior's) from the mean of R repeats.
-    METHOD-R-shuffled.safetensors : the same through the same frozen pipeline, where every clip got the fMRI of another
-        scene, stacked over S shuffles. METHOD-noise.safetensors : likewise, of Gaussian noise in place of the fMRI;
+    METHOD-R.safetensors : latents and tokens (and the prior's), float16, from the mean of R repeats.
+    METHOD-noise.safetensors : the same through the same frozen pipeline, of Gaussian noise in place of the fMRI;
         METHOD-wrong-subject.safetensors : of another subject's fMRI, where the recipe names one.
-    videos.safetensors, videos-shuffled.safetensors, videos-noise.safetensors, videos-wrong-subject.safetensors,
-    videos-ceiling.safetensors : one array (..., B, F, 3, H, W) uint8 a generator, from the most repeats and the last
-        method; the ceiling is given the truth's own latents and tokens.
+    shuffled.safetensors : ``orders`` (S, B), whose fMRI every clip gets in S shuffles, always another scene's. Decoders
+        and the generators below hear every clip by itself, so what they make of shuffled fMRI is what they make of the
+        fMRI, shuffled: it is read in that order (``artefacts.Rows``), and takes no room.
+    videos.safetensors, videos-noise.safetensors, videos-wrong-subject.safetensors, videos-ceiling.safetensors : one
+        array (B, F, 3, H, W) uint8 a generator, from the most repeats and the last method; the ceiling is given the
+        truth's own latents and tokens.
     videos-baseline.safetensors : the generators of latents, given those of ridge, where another method made the videos.
     NAME/CLIP.mp4 : the videos, to watch.
     """
     prepared = load_clips(run / "prepare")
     test, methods = prepared.test, recipe.decoders.methods
-    reconstructors = {method: Reconstructor.load(run / "fit" / method) for method in methods}
-    main = reconstructors[methods[-1]]
-    generators = [main.generator(name) for name in recipe.generate.generators]
     repeats = repeats_of(recipe, test.bold.shape[1])
     orders = shuffled_orders(test.scene, recipe.seed, recipe.evaluate.shuffles)
-    decoded: dict[str, Guidance] = {}
-    shuffled: list[Guidance] = []
-    for k in repeats:
-        for method, reconstructor in reconstructors.items():
-            inputs = reconstructor.decoders.inputs(test, k)
-            decoded[method] = reconstructor.decode(inputs, test.ids)
-            shuffled = [reconstructor.decode(inputs[order], test.ids) for order in orders]
-            write_arrays(own / f"{method}-{k}.safetensors", _arrays(decoded[method]))
-            parts = [_arrays(g) for g in shuffled]
-            stacked = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
-            write_arrays(own / f"{method}-{k}-shuffled.safetensors", stacked)
-    floors: dict[str, Guidance] = {}  # of the last method: it makes the videos
-    for method, reconstructor in reconstructors.items():
-        rng = np.random.default_rng(stable_seed(recipe.seed, "Gaussian fMRI"))
-        like = reconstructor.decoders.inputs(test, repeats[-1])
-        given = {"noise": rng.standard_normal(like.shape, np.float32)}
-        if prepared.wrong_subject is not None:
-            given["wrong-subject"] = reconstructor.decoders.inputs(prepared.wrong_subject, None)
-        for name, inputs in given.items():
-            floors[name] = reconstructor.decode(inputs, test.ids)
-            write_arrays(own / f"{method}-{name}.safetensors", _arrays(floors[name]))
-    true = load_targets(run, "test")
-    best = Guidance(test.ids, np.asarray(true.latents, np.float32), np.asarray(true.tokens, np.float32))
-    baseline = [g for g in generators if g.name == "blurry" and "ridge" in methods[:-1]]
+    write_arrays(own / "shuffled.safetensors", {"orders": np.stack(orders)})
+    floors: dict[str, TestClips | None] = {"noise": None}
+    if prepared.wrong_subject is not None:
+        floors["wrong-subject"] = prepared.wrong_subject
     with progress_bar(console) as report:
-        total, done = len(generators) * (2 + len(floors) + len(shuffled)) + len(baseline), 0
+        total, done = len(methods) * (len(repeats) + len(floors)) + 1, 0
 
-        def generate(what: str, given: Guidance, using: Sequence[VideoGenerator]) -> dict[str, np.ndarray]:
+        def make(what: str, parts: Guided, kept: Path | None, videos: str, using: Sequence[VideoGenerator]) -> None:
+            """Write the guidance, some clips at a time, and the videos that generators make of it."""
             nonlocal done
-            videos = {}
-            for generator in using:
-                report(done, total, f"{generator.name}, {what}")
-                videos[generator.name] = generator.generate(given, seed=recipe.seed)
-                done += 1
-            return videos
+            with ExitStack() as files:
+                keep = None if kept is None else files.enter_context(rows_written(kept, len(test)))
+                show = files.enter_context(rows_written(own / f"{videos}.safetensors", len(test))) if using else None
+                for rows, guidance in parts:
+                    report(done, total, f"{what}, clip {rows.start}")
+                    if keep is not None:
+                        keep(rows, _arrays(guidance))
+                    if show is not None:
+                        show(rows, {g.name: g.generate(guidance, seed=recipe.seed) for g in using})
+            done += 1
 
-        videos = generate("decoded", decoded[methods[-1]], generators)
-        write_arrays(own / "videos.safetensors", videos)
-        write_arrays(own / "videos-ceiling.safetensors", generate("ceiling", best, generators))
-        for name, guidance in floors.items():
-            write_arrays(own / f"videos-{name}.safetensors", generate(name, guidance, generators))
-        if baseline:
-            write_arrays(own / "videos-baseline.safetensors", generate("ridge", decoded["ridge"], baseline))
-        controls = [generate("shuffled fMRI", g, generators) for g in shuffled]
-        stacked = {name: np.stack([c[name] for c in controls]) for name in videos}
-        write_arrays(own / "videos-shuffled.safetensors", stacked)
-    for name, array in videos.items():
-        for clip, video in zip(test.ids, array):
+        for method in methods:
+            reconstructor = Reconstructor.load(run / "fit" / method, device=str(pick_device(recipe.decoders.device)))
+            last, rng = method == methods[-1], np.random.default_rng(stable_seed(recipe.seed, "Gaussian fMRI"))
+            names = [n for n in recipe.generate.generators if last or (method == "ridge" and n == "blurry")]
+            generators = [reconstructor.generator(name) for name in names]
+            for k in repeats:
+                inputs = reconstructor.decoders.inputs(test, k)
+                make(
+                    f"{method}, {k} repeats", reconstructor.decoded(inputs, test.ids),
+                    own / f"{method}-{k}.safetensors", "videos" if last else "videos-baseline",
+                    generators if k == repeats[-1] else [],
+                )  # fmt: skip
+            for name, other in floors.items():
+                if other is None:
+                    given = rng.standard_normal(inputs.shape, np.float32)
+                else:
+                    given = reconstructor.decoders.inputs(other, None)
+                make(
+                    f"{method}, {name}", reconstructor.decoded(given, test.ids), own / f"{method}-{name}.safetensors",
+                    f"videos-{name}", generators if last else [],
+                )  # fmt: skip
+        make("ceiling", _told(test, load_targets(run, "test")), None, "videos-ceiling", generators)
+    if not names:
+        write_arrays(own / "videos.safetensors", {})
+    for name, shown in read_arrays(own / "videos.safetensors").items():
+        for clip, video in zip(test.ids, shown):
             write_clip_video(own / name / f"{clip.replace('/', '_')}.mp4", video, test.t_r)
-    return {"generators": list(videos), "methods": list(methods), "repeats": repeats, "shuffles": len(orders)}
+    return {"generators": names, "methods": list(methods), "repeats": repeats, "shuffles": len(orders)}
+
+
+def _told(test: TestClips, true: Targets) -> Guided:
+    """Guidance as it would be if the brain had told everything, some clips at a time."""
+    for rows in in_parts(len(test), CLIPS_AT_ONCE, true.latents, true.tokens):
+        latents, tokens = (np.asarray(part[rows], np.float32) for part in (true.latents, true.tokens))
+        yield rows, Guidance(test.ids[rows], latents=latents, tokens=tokens)
 
 
 def _arrays(guidance: Guidance) -> dict[str, np.ndarray]:
     parts = {name: getattr(guidance, name) for name in ("latents", "tokens", "prior_tokens")}
-    return {name: array for name, array in parts.items() if array is not None}
+    return {name: array.astype(np.float16) for name, array in parts.items() if array is not None}
 
 
 def repeats_of(recipe: Recipe, available: int) -> list[int]:

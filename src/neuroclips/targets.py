@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from neuroclips.artefacts import GrowingArrays, read_arrays, read_json, write_arrays, write_json
+from neuroclips.data.clips import Targets
 from neuroclips.data.source import SPLITS
 from neuroclips.pretrained.caption import Captioner
-from neuroclips.pretrained.clip import Clip
+from neuroclips.pretrained.clip import DTYPES, Clip
 from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import TargetsRecipe
 from neuroclips.reconstructor import keyframe_of, see
@@ -28,19 +29,23 @@ Report = Callable[[int, int, str], None]
 
 
 def write_targets(films: Path, out: Path, recipe: TargetsRecipe, report: Report) -> dict[str, Any]:
-    """SPLIT.safetensors in ``out`` of the frames in ``films``: latents (B, F, C, h, w) and tokens (B, K, D), float16.
+    """SPLIT.safetensors in ``out`` of the frames in ``films``: latents (B, F, C, h, w) and tokens (B, K, D), float16;
+    of training clips with ``recipe.keyframes`` candidates (B, M, K, D) in place of tokens.
 
     With captions (published ones, or written by ``recipe.captions``) also captions.json and text.safetensors, one unit
     embedding (B, P) a clip. Returns the shapes by split.
     """
     frames = {split: read_arrays(Path(films) / f"{split}.safetensors")["frames"] for split in SPLITS}
     jobs = [(split, start) for split in SPLITS for start in range(0, len(frames[split]), CHUNK)]
-    first = see(Vae.load(recipe.vae), Clip.load(recipe.clip), np.asarray(frames["train"][:1]))
+    device = device_of(recipe.device, 0)
+    vae, clip = Vae.load(recipe.vae, device=device), Clip.load(recipe.clip, device=device, dtype=DTYPES[recipe.dtype])
     growing, shapes = {}, {}
     for split in SPLITS:
-        shapes[split] = {name: (len(frames[split]), *getattr(first, name).shape[1:]) for name in ("latents", "tokens")}
+        first = _arrays(see(vae, clip, np.asarray(frames[split][:1]), _keyframes(recipe, split)))
+        shapes[split] = {name: (len(frames[split]), *array.shape[1:]) for name, array in first.items()}
         specs = {name: (shape, "F16") for name, shape in shapes[split].items()}
         growing[split] = GrowingArrays(Path(out) / f"{split}.safetensors", specs)
+    del vae, clip  # workers load their own
     left = [job for job in jobs if not growing[job[0]].has(str(job[1]))]
     done = len(jobs) - len(left)
     for split, start in _filled(left, Path(films), {s: g.growing for s, g in growing.items()}, recipe):
@@ -73,16 +78,29 @@ class _Worker:
 
     def __init__(self, films: Path, files: dict[str, Path], recipe: TargetsRecipe, number: int):
         device = device_of(recipe.device, number)
-        self.films, self.files = films, files
-        self.vae, self.clip = Vae.load(recipe.vae, device=device), Clip.load(recipe.clip, device=device)
+        self.films, self.files, self.recipe = films, files, recipe
+        self.vae = Vae.load(recipe.vae, device=device)
+        self.clip = Clip.load(recipe.clip, device=device, dtype=DTYPES[recipe.dtype])
 
     def __call__(self, job: tuple[str, int]) -> tuple[str, int]:
         split, start = job
         rows = slice(start, start + CHUNK)
-        found = see(self.vae, self.clip, np.asarray(read_arrays(self.films / f"{split}.safetensors")["frames"][rows]))
+        frames = np.asarray(read_arrays(self.films / f"{split}.safetensors")["frames"][rows])
+        found = _arrays(see(self.vae, self.clip, frames, _keyframes(self.recipe, split)))
         with GrowingArrays.opened(self.files[split]) as arrays:
-            arrays["latents"][rows], arrays["tokens"][rows] = found.latents, found.tokens
+            for name, array in found.items():
+                arrays[name][rows] = array
         return job
+
+
+def _keyframes(recipe: TargetsRecipe, split: str) -> tuple[int, ...] | None:
+    return recipe.keyframes if split == "train" else None
+
+
+def _arrays(targets: Targets) -> dict[str, np.ndarray]:
+    if targets.candidates is None:
+        return {"latents": targets.latents, "tokens": targets.tokens}
+    return {"latents": targets.latents, "candidates": targets.candidates}
 
 
 _worker: _Worker
@@ -120,7 +138,7 @@ def _write_captions(
         captions = read_json(published)
     else:
         assert recipe.captions is not None
-        captioner = Captioner.load(recipe.captions, device=device_of(recipe.device, 0))
+        captioner = Captioner.load(recipe.captions, device=device_of(recipe.device, 0), dtype=DTYPES[recipe.dtype])
         captions = {}
         for split in SPLITS:
             captions[split] = []
@@ -132,7 +150,7 @@ def _write_captions(
     if (films / "text.safetensors").exists():
         text = {split: np.asarray(array) for split, array in read_arrays(films / "text.safetensors").items()}
     else:
-        clip = Clip.load(recipe.clip, device=device_of(recipe.device, 0))
+        clip = Clip.load(recipe.clip, device=device_of(recipe.device, 0), dtype=DTYPES[recipe.dtype])
         text = {
             split: np.concatenate([clip.texts(sentences[i : i + CHUNK]) for i in range(0, len(sentences), CHUNK)])
             for split, sentences in captions.items()

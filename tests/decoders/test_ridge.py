@@ -3,6 +3,7 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
+from neuroclips.artefacts import Rows, read_arrays, write_arrays
 from neuroclips.decoders.ridge import RidgeDecoder, solve_ridge_cv
 from neuroclips.errors import DataError, SplitLeakError
 
@@ -52,6 +53,29 @@ def test_batches_of_targets_change_nothing(make_clips):
     whole = RidgeDecoder(targets_batch=100).fit(train, features)
     parts = RidgeDecoder(targets_batch=2).fit(train, features)
     np.testing.assert_allclose(whole.dual_, parts.dual_, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_parts_and_files_change_nothing(make_clips, tmp_path, monkeypatch, kept):
+    """Targets in halves from a file, solved a few at a time into a file, against all at once in memory."""
+    train, features = make_clips()
+    chosen = np.random.default_rng(1).permutation(52)[:39]
+    y = (features @ np.random.default_rng(2).normal(size=(5, 3 * 7))).reshape(52, 3, 7).astype(np.float16)
+    write_arrays(tmp_path / "targets.safetensors", {"tokens": y})
+    whole = RidgeDecoder((0.1, 10.0)).fit(train.take(chosen), y[chosen].astype(np.float32))
+    monkeypatch.setattr("neuroclips.decoders.ridge._SOLVED_AT_ONCE", 39 * 4)
+    monkeypatch.setattr("neuroclips.decoders.ridge._READ_AT_ONCE", 39 * 5)
+    mapped = Rows(read_arrays(tmp_path / "targets.safetensors")["tokens"], chosen)
+    parts = RidgeDecoder((0.1, 10.0), keep=tmp_path / "ridge" if kept else None).fit(train.take(chosen), mapped)
+    assert isinstance(parts.dual_, np.memmap) == kept
+    np.testing.assert_array_equal(parts.alpha_, whole.alpha_)
+    np.testing.assert_allclose(parts.dual_, whole.dual_, atol=1e-4)
+    x = make_clips("test", seed=1)[0].responses()
+    parts.save(tmp_path / "ridge")
+    for decoder in (parts, RidgeDecoder.load(tmp_path / "ridge")):
+        np.testing.assert_allclose(decoder.predict(x), whole.predict(x), atol=1e-3)
+        np.testing.assert_allclose(decoder.weights(), whole.weights(), atol=1e-4)
+    assert sorted(p.name for p in (tmp_path / "ridge").iterdir()) == ["decoder.json", "ridge.safetensors"]
 
 
 def test_weights_give_the_same_predictions(make_clips):

@@ -5,7 +5,12 @@ import pytest
 from scipy import stats
 
 from neuroclips.errors import DataError
-from neuroclips.evaluation.agreement import pattern_correlation, profile_correlation, resampled_profile
+from neuroclips.evaluation.agreement import (
+    mean_and_sd,
+    pattern_correlation,
+    profile_correlation,
+    resampled_profile,
+)
 from neuroclips.evaluation.intervals import SceneBootstrap
 
 PARTS = "neuroclips.evaluation.agreement._VALUES_AT_ONCE"
@@ -36,6 +41,18 @@ def test_both_agree_with_scipy_and_numpy(pair, at_once, monkeypatch):
     x, y = ((side - mean.ravel()) / sd.ravel() for side in (x, y))
     expected = np.corrcoef(x, y)[:13, 13:].diagonal()
     np.testing.assert_allclose(pattern_correlation(predicted, truth, mean=mean, sd=sd), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("at_once", [1 << 21, 85])
+def test_mean_and_sd_of_units_with_a_large_common_part(at_once, monkeypatch):
+    monkeypatch.setattr(PARTS, at_once)
+    rng = np.random.default_rng(6)
+    features = (1000 * rng.normal(size=(5, 8)) + rng.normal(size=(13, 5, 8))).astype(np.float32)
+    features[:, 2, 3] = 0.1
+    mean, sd = mean_and_sd(features)
+    np.testing.assert_allclose(mean, features.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(sd, features.std(axis=0, dtype=np.float64), rtol=1e-5)
+    assert sd[2, 3] == 0
 
 
 def test_truth_the_training_mean_and_shuffled_clips(pair):

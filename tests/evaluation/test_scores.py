@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from neuroclips.artefacts import Rows
 from neuroclips.errors import DataError
 from neuroclips.evaluation.floors import mean_frame_videos, shuffle_across_scenes
 from neuroclips.evaluation.identification import candidate_pool, correlation_scores
@@ -141,6 +142,31 @@ def test_agreement_and_error_of_features():
         "mean", mean, true, reference=reference, ids=[f"c{i}" for i in range(12)], scene=scene, floors={}, draws=200
     ).scores  # fmt: skip
     assert {s.metric: s.value for s in rows} == pytest.approx({"agreement": 0, "error": 1, "profile correlation": 0})
+
+
+def test_rows_in_another_order_score_as_copies_do(placed, monkeypatch):
+    """Shuffled predictions that are read in order, in small parts, against copies of them in one piece."""
+    rng = np.random.default_rng(2)
+    true = rng.normal(size=(B, 3, 7)) + 5
+    predicted = (true + 2 * rng.normal(size=true.shape)).astype(np.float16)
+    orders = [shuffle_across_scenes(SCENE, np.random.default_rng(s)) for s in range(2)]
+    mean, sd = true.mean(axis=0), true.std(axis=0)
+    where = {k: placed[k] for k in ("ids", "scene")}
+    found = {}
+    for name, floor in {"copies": [predicted[o] for o in orders], "rows": [Rows(predicted, o) for o in orders]}.items():
+        if name == "rows":
+            monkeypatch.setattr("neuroclips.evaluation.scores._VALUES_AT_ONCE", 50)
+            monkeypatch.setattr("neuroclips.evaluation.agreement._VALUES_AT_ONCE", 50)
+            monkeypatch.setattr("neuroclips.evaluation.identification._FEATURES_AT_ONCE", 4)
+        shared = {"reference": mean, "floors": {"shuffled": floor}, "draws": 100}
+        scores = score_identification("m", predicted, true, **placed, **shared).scores
+        found[name] = scores + score_agreement("m", predicted, true, sd=sd, **where, **shared).scores
+    assert len(found["rows"]) == 15  # eight metrics, and the controls of all but the profile correlation
+    for one, other in zip(found["rows"], found["copies"]):
+        assert (one.metric, one.method, one.value) == (other.metric, other.method, pytest.approx(other.value, abs=1e-5))
+        assert one.floors == pytest.approx(other.floors, abs=1e-5)
+        for name, p in one.p_values.items():
+            assert p == pytest.approx(other.p_values[name], abs=1e-3)
 
 
 def test_a_baseline_is_no_floor():

@@ -18,7 +18,8 @@ import yaml
 from rich.console import Console
 from tiny_run import copied, walk
 
-from neuroclips import pipeline
+from neuroclips import Reconstructor, pipeline
+from neuroclips.artefacts import read_arrays
 from neuroclips.data.bold import clean, read_run
 from neuroclips.data.prepare import prepare
 from neuroclips.data.prepared import load_clips
@@ -255,6 +256,27 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(tiny_run, tmp_pat
             assert files[name] == expected[name], f"{stage}/{name}"
     assert not list(run.rglob("*.part"))
     assert json.loads((run / "test_split_opened.json").read_text()) == {"times": 1}
+
+
+def test_what_shuffled_fmri_makes_is_what_the_fmri_makes_shuffled(tiny_run):
+    """``reconstruct`` keeps the orders of the shuffled control alone. Here the fMRI itself is shuffled."""
+    run, test = tiny_run.directory, load_clips(tiny_run.directory / "prepare").test
+    made = run / "reconstruct"
+    orders = read_arrays(made / "shuffled.safetensors")["orders"]
+    assert orders.shape == (2, 20)
+    order = np.array(orders[1])
+    assert (test.scene[order] != test.scene).all()
+    for method in ("ridge", "neural"):
+        reconstructor = Reconstructor.load(run / "fit" / method)
+        guidance = reconstructor.decode(reconstructor.decoders.inputs(test, None)[order], test.ids)
+        kept = read_arrays(made / f"{method}-2.safetensors")
+        assert kept["tokens"].dtype == np.float16
+        for part in ("tokens", "latents"):
+            np.testing.assert_allclose(getattr(guidance, part), kept[part][order], atol=2e-2, rtol=2e-3)
+    videos = read_arrays(made / "videos.safetensors")
+    for generator in ("blurry", "nearest"):
+        shown = reconstructor.generator(generator).generate(guidance, seed=tiny_run.recipe.seed)
+        assert np.abs(shown.astype(int) - videos[generator][order]).max() <= 1, generator  # rounding to 8 bits
 
 
 def test_another_subjects_scans_are_a_floor(tiny_run):

@@ -355,7 +355,7 @@ def video(autoencoder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def video_folder(video, tmp_path_factory):
     out = tmp_path_factory.mktemp("ready") / "animatediff"
-    return out, CONVERTERS["animatediff"](video[0], out, configs=SMALL, settings=QUIET)
+    return out, CONVERTERS["animatediff"](video[0], out, configs=SMALL, settings=QUIET, sample_size=None)
 
 
 def film(pipeline):
@@ -411,11 +411,16 @@ def test_a_folder_of_diffusers_gives_the_same_as_one_file(video, video_folder, t
     as_folder = {**sources, "base": sources["text"]}
     del as_folder["text"]
     configs = {**SMALL, "unet": {}, "vae": {}, "text_encoder": {}}  # the folder brings its own
-    CONVERTERS["animatediff"](as_folder, tmp_path / "out", configs=configs, settings=QUIET)
+    CONVERTERS["animatediff"](as_folder, tmp_path / "out", configs=configs, settings=QUIET, sample_size=4)
     assert files(tmp_path / "out") == files(video_folder[0])
     for file in files(tmp_path / "out"):
         if file.endswith(".safetensors"):
             assert_same(load_file(tmp_path / "out" / file), load_file(video_folder[0] / file))
+    sizes = [
+        json.loads((folder / "unet" / "config.json").read_text())["sample_size"]
+        for folder in (tmp_path / "out", video_folder[0])
+    ]
+    assert sizes == [4, SMALL["unet"]["sample_size"]]  # as told, and the image model's own
 
 
 def test_motion_modules_are_what_diffusers_reads(video):

@@ -1,13 +1,15 @@
 """Where weights are found: shipped, published and pulled, or in a folder."""
 
+import hashlib
 import json
 import re
 
 import pytest
 
+from neuroclips.artefacts import write_json
 from neuroclips.errors import ArtefactError
 from neuroclips.pretrained.catalogue import published, ready_folder
-from neuroclips.pretrained.registry import resolve, shipped
+from neuroclips.pretrained.registry import resolve, shipped, weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +91,18 @@ def test_a_broken_one():
     (folder / "card.json").write_text("{}")
     with pytest.raises(ArtefactError, match=r"broken \(card\.json says too little\)"):
         resolve("blip2", "caption")
+
+
+def test_weights_of_a_published_model_are_known_from_its_card(tmp_path, monkeypatch):
+    """Where sizes agree; else, and in anybody's folder, files are read."""
+    monkeypatch.setenv("NEUROCLIPS_MODELS", str(tmp_path))
+    for folder in (tmp_path / "sd-vae", tmp_path / "deeper" / "mine"):
+        (folder / "unet").mkdir(parents=True)
+        (folder / "a.safetensors").write_bytes(b"abc")
+        (folder / "unet" / "b.safetensors").write_bytes(b"defg")
+        said = {"a.safetensors": {"bytes": 3, "sha256": "told"}, "unet/b.safetensors": {"bytes": 9, "sha256": "old"}}
+        write_json(folder / "card.json", {"files": said})
+    read = {name: hashlib.sha256(held).hexdigest() for name, held in
+            {"a.safetensors": b"abc", "unet/b.safetensors": b"defg"}.items()}  # fmt: skip
+    assert weights_of(tmp_path / "sd-vae") == read | {"a.safetensors": "told"}
+    assert weights_of(tmp_path / "deeper" / "mine") == read

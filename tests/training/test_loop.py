@@ -284,8 +284,10 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, how, at):
     alive["now"] = True
     with pytest.raises(ZeroDivisionError if how.startswith("crash") else KeyboardInterrupt):
         run(save_every_s=0.0 if how.startswith("crash") else NEVER)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
-    done = torch.load(checkpoint, weights_only=True)["run"]["step"]
+    kept = torch.load(checkpoint, weights_only=True)["run"]
+    done, best = kept["step"], [f".best-{kept['best_step']}.run.pt"] if kept["best_step"] else []
+    assert {path.name for path in tmp_path.iterdir()} == {"run.pt", *best}
+    assert kept["best_weights"] == {}
     if how == "Ctrl-C in validation":
         assert done == -(-at // 5) * 5
     else:

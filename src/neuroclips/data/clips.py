@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -187,8 +188,18 @@ class Targets:
     latents : (B, F, C, H, W) scaled VAE latents of the clip's frames.
     tokens : (B, K, D) CLIP image tokens of the keyframe.
     text : (B, P) unit embeddings of the clip's caption, or None without captions.
+    candidates : (B, M, K, D) tokens of M frames that training may take as the keyframe; ``tokens`` are those of the
+        middle one (the earlier of two). None where there is one keyframe only.
     """
 
     latents: Float[np.ndarray, "B F C H W"]
     tokens: Float[np.ndarray, "B K D"]
     text: Float[np.ndarray, "B P"] | None = None
+    candidates: Float[np.ndarray, "B M K D"] | None = None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], text: np.ndarray | None = None) -> Targets:
+        """From the arrays of a file, which holds ``tokens`` or ``candidates``; memory-mapped ones stay so."""
+        candidates = arrays.get("candidates")
+        tokens = arrays["tokens"] if candidates is None else candidates[:, (candidates.shape[1] - 1) // 2]
+        return cls(arrays["latents"], tokens, text, candidates)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import GroupKFold
-from sklearn.utils.extmath import randomized_svd
 
 from neuroclips.artefacts import read_arrays, write_arrays
 from neuroclips.data.clips import Targets
@@ -24,6 +23,7 @@ from neuroclips.decoders.ridge import ALPHAS, MAX_FOLDS, solve_ridge_cv
 from neuroclips.errors import DataError
 from neuroclips.shapes import Float, Float32, Int
 
+COLUMNS = 2**14  # features in memory at a time
 LARGE, ROW_SCALE = 2**14, ".row_scale"  # elements of a matrix that is rounded; what the name of its scales ends in
 
 
@@ -48,6 +48,33 @@ def read_rounded(path: Path) -> dict[str, np.ndarray]:
     for name in [name for name in arrays if name.endswith(ROW_SCALE)]:
         arrays[name.removesuffix(ROW_SCALE)] *= arrays.pop(name)
     return arrays
+
+
+def leading_axes(
+    values: Float[np.ndarray, "B ..."], count: int
+) -> tuple[Float32[np.ndarray, ...], Float32[np.ndarray, "A N"], Float32[np.ndarray, " A"]]:
+    """Mean, principal axes (orthonormal rows) and singular values of clips' targets, from the clips' Gram matrix.
+
+    A is ``count``, at most as many as there are clips or features that differ. ``values`` may be memory-mapped and
+    larger than memory: ``COLUMNS`` features are read at a time, twice.
+    """
+    flat = values.reshape(len(values), -1)
+    parts = [slice(start, start + COLUMNS) for start in range(0, flat.shape[1], COLUMNS)]
+    mean = np.empty(flat.shape[1], np.float32)
+    gram = np.zeros((len(flat), len(flat)))
+    for part in parts:
+        x = np.asarray(flat[:, part], np.float32)
+        mean[part] = x.mean(axis=0)
+        x = x - mean[part]
+        gram += x @ x.T
+    squares, vectors = np.linalg.eigh(gram)
+    count = min(count, len(flat) - 1, flat.shape[1])
+    squares, vectors = squares[::-1][:count], vectors[:, ::-1][:, :count]
+    singular = np.sqrt(np.maximum(squares, 1e-12 * squares[0]))
+    axes = np.empty((count, flat.shape[1]), np.float32)
+    for part in parts:
+        axes[:, part] = (vectors / singular).T @ (np.asarray(flat[:, part], np.float32) - mean[part])
+    return mean.reshape(values.shape[1:]), axes, singular.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -80,14 +107,10 @@ class Basis:
         parts: dict[str, np.ndarray] = {}
         scales = []
         for name, count in (("tokens", n_tokens), ("latents", n_latents)):
-            values = np.asarray(getattr(targets, name), np.float32)
-            flat = values.reshape(len(values), -1)
-            mean = flat.mean(axis=0)
-            count = min(count, len(flat) - 1, flat.shape[1])
-            _, singular, axes = randomized_svd(flat - mean, count, n_iter=3, random_state=0)
-            parts |= {f"{name}_mean": mean.reshape(values.shape[1:]), f"{name}_axes": axes.astype(np.float32)}
+            mean, axes, singular = leading_axes(getattr(targets, name), count)
+            parts |= {f"{name}_mean": mean, f"{name}_axes": axes}
             # Clips that are alike leave components of no size: divided by that, the rest would explode.
-            scales.append(np.maximum(singular, 1e-3 * singular[0]) / np.sqrt(len(flat)))
+            scales.append(np.maximum(singular, 1e-3 * singular[0]) / np.sqrt(len(targets.tokens)))
         return cls(**parts, scale=np.concatenate(scales).astype(np.float32))
 
     def encode(self, targets: Targets) -> Float32[np.ndarray, "B AE"]:

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from neuroclips.errors import DataError
 from neuroclips.shapes import Bool, Float, Int
@@ -31,7 +32,7 @@ COSINE_SCALE = 16.0  # of cosines between queries and keys
 
 def cosine_alphas_cumprod(timesteps: int) -> Float[Tensor, " N"]:
     """abar_t = prod_{s <= t} (1 - beta_s) of the cosine schedule, float64; offset 0.008, betas at most 0.999."""
-    time = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+    time = torch.arange(timesteps + 1, dtype=torch.float64, device="cpu") / timesteps
     signal = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
     return torch.cumprod(1 - (1 - signal[1:] / signal[:-1]).clamp(max=0.999), dim=0)
 
@@ -118,6 +119,11 @@ class PriorNetwork(nn.Module):
     ----------
     tokens, width : K and D of the tokens; D is even. The defaults of all are the paper's (method b.4).
     depth, heads, head_width : blocks, query heads of a block, and features of a head.
+
+    Attributes
+    ----------
+    checkpoint_activations : compute the blocks' activations again for the gradient instead of keeping them: less
+        memory, a forward pass more, the same numbers.
     """
 
     def __init__(self, *, tokens: int = 256, width: int = 1664, depth: int = 6, heads: int = 32, head_width: int = 52):
@@ -134,6 +140,7 @@ class PriorNetwork(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads, head_width) for _ in range(depth))
         self.norm = nn.Parameter(torch.ones(width))
         self.proj = nn.Linear(width, width, bias=False)
+        self.checkpoint_activations = False
 
     def forward(
         self,
@@ -153,7 +160,10 @@ class PriorNetwork(nn.Module):
         position = torch.arange(x.shape[1], device=x.device)
         bias, angle = self._bias(position), self._angle(position)
         for block in self.blocks:
-            x = block(x, bias, angle)
+            if self.checkpoint_activations and torch.is_grad_enabled():  # blocks draw nothing at random
+                x = checkpoint(block, x, bias, angle, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, bias, angle)
         x = x[:, -self.tokens :].float()
         return self.proj(_norm(x / x.amax(dim=-1, keepdim=True).detach(), self.norm)).float()
 
@@ -214,7 +224,14 @@ class DiffusionPrior(nn.Module):
     def denoised(
         self, tokens: Float[Tensor, "B K D"], condition: Float[Tensor, "B K D"], generator: torch.Generator
     ) -> Float[Tensor, "B K D"]:
-        """The network's x0 from ``tokens`` noised to random times, with random drops: what training compares."""
+        """The network's x0 from ``tokens`` noised to random times, with random drops: what training compares.
+
+        The draws follow from ``generator``. Where tokens are on CUDA and it is not, a generator there draws, seeded by
+        it: another noise than a CPU's, but without waiting for a CPU, which halves the speed at full size.
+        """
+        if tokens.is_cuda and generator.device.type == "cpu":
+            seed = int(torch.randint(2**63 - 1, (), generator=generator))
+            generator = torch.Generator(tokens.device).manual_seed(seed)
         clips, on = len(tokens), generator.device
         t = torch.randint(self.timesteps, (clips,), generator=generator, device=on).to(tokens.device)
         drops = (torch.rand(2, clips, generator=generator, device=on) < self.drop).to(tokens.device)

@@ -5,11 +5,13 @@ Solved in its dual form by himalaya, since there are more voxels than clips and 
     K = X X^T / V,   a = (K + alpha I)^-1 (Y - mean),   prediction = (x X^T / V) a + mean
 
 alpha is chosen for every target by cross-validation over whole runs, which share neither scene, drift nor noise.
+Targets are read, solved and predicted in parts: of the paper's tokens, all at once are 6 GB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from himalaya.backend import get_backend, set_backend
 from himalaya.kernel_ridge import solve_kernel_ridge_cv_eigenvalues
 from sklearn.model_selection import GroupKFold
 
-from neuroclips.artefacts import read_arrays, read_json, write_arrays, write_json
+from neuroclips.artefacts import ArrayWriter, Rows, in_parts, read_arrays, read_json, write_arrays, write_json
 from neuroclips.data.clips import Clips, Targets, TrainingClips, ValidationClips, refuse_test_clips
 from neuroclips.decoders import Decoded, FirstLayer, Pathway
 from neuroclips.errors import DataError
@@ -26,6 +28,9 @@ from neuroclips.shapes import Float, Float32, Int
 
 ALPHAS = tuple(float(a) for a in np.logspace(-3, 3, 13))  # in units of a voxel's mean square, see ``K`` above
 MAX_FOLDS = 5
+FILE = "ridge.safetensors"
+_SOLVED_AT_ONCE = 1 << 28  # numbers (clips x targets): 1 GB. Every part takes its own decompositions of the kernel
+_READ_AT_ONCE = 1 << 26  # numbers of the dual weights
 
 
 def solve_ridge_cv(
@@ -53,7 +58,7 @@ def solve_ridge_cv(
         )  # fmt: skip
     finally:
         set_backend(previous)
-    return dual.astype(np.float32), best.astype(np.float32)
+    return dual.astype(np.float32, copy=False), best.astype(np.float32, copy=False)
 
 
 class RidgeDecoder:
@@ -62,7 +67,9 @@ class RidgeDecoder:
     Parameters
     ----------
     alphas : candidates, in units of the mean squared response of a voxel.
-    targets_batch : targets solved at a time; bounds memory at about ``3 B targets_batch`` floats.
+    targets_batch : targets that one product of matrices has; with A alphas it makes ``A B targets_batch`` floats.
+    keep : folder where the dual weights are written as they are solved and stay, for targets that outgrow memory:
+        B x Y floats, 6 GB for the paper's tokens. ``save`` to the same folder finishes it. None holds them in memory.
 
     Attributes
     ----------
@@ -70,44 +77,84 @@ class RidgeDecoder:
     shape_ : shape of one clip's target.
     """
 
-    def __init__(self, alphas: Sequence[float] = ALPHAS, targets_batch: int = 4096):
-        self.alphas, self.targets_batch = tuple(alphas), targets_batch
+    def __init__(self, alphas: Sequence[float] = ALPHAS, targets_batch: int = 4096, keep: Path | None = None):
+        self.alphas, self.targets_batch, self.keep = tuple(alphas), targets_batch, keep
 
     def fit(
         self,
         train: TrainingClips,
-        targets: Float[np.ndarray, "B ..."],
+        targets: Float[np.ndarray, "B ..."] | Float[Rows, "B ..."],
         validation: ValidationClips | None = None,
         validation_targets: Float[np.ndarray, "Bv ..."] | None = None,
     ) -> RidgeDecoder:
-        """Fit on training clips; validation clips are not needed, alphas are cross-validated inside training."""
+        """Fit on training clips; validation clips are not needed, alphas are cross-validated inside training.
+
+        ``targets`` may be memory-mapped and larger than memory.
+        """
         refuse_test_clips(train, validation)
         if len(targets) != len(train):
             raise DataError(f"ridge was given {len(train)} clips and {len(targets)} targets; expected as many")
-        x = train.inputs()
-        y = np.asarray(targets, np.float32).reshape(len(targets), -1)
+        x, units = train.inputs(), int(np.prod(targets.shape[1:]))
+        y = targets.reshape(len(train), units)
         self.shape_ = targets.shape[1:]
-        self.x_mean_, self.y_mean_ = x.mean(axis=0), y.mean(axis=0)
+        self.x_mean_ = x.mean(axis=0)
         self.x_ = x - self.x_mean_
-        self.dual_, self.alpha_ = solve_ridge_cv(
-            self.x_, y - self.y_mean_, train.segment, self.alphas, self.targets_batch
-        )
+        self.y_mean_, self.alpha_ = np.empty(units, np.float32), np.empty(units, np.float32)
+        with self._dual() as dual:
+            for part in in_parts(units, _SOLVED_AT_ONCE // len(x), y, dual):
+                values = np.array(y[:, part], np.float32)
+                self.y_mean_[part] = values.mean(axis=0)
+                values -= self.y_mean_[part]
+                dual[:, part], self.alpha_[part] = solve_ridge_cv(
+                    self.x_, values, train.segment, self.alphas, self.targets_batch
+                )
         return self
+
+    @contextmanager
+    def _dual(self) -> Iterator[Float32[np.ndarray, "B Y"]]:
+        """The dual weights, to be filled in: in memory, or in the file that ``save`` would write."""
+        shape = (len(self.x_), len(self.y_mean_))
+        if self.keep is None:
+            self.dual_ = np.empty(shape, np.float32)
+            yield self.dual_
+            return
+        known = ("x_", "x_mean_", "y_mean_", "alpha_")
+        specs = {name: (getattr(self, name).shape, "F32") for name in known}
+        with ArrayWriter(self.keep / FILE, {**specs, "dual_": (shape, "F32")}) as arrays:
+            yield arrays["dual_"]
+            for name in known:
+                arrays[name][...] = getattr(self, name)
+        self.dual_ = read_arrays(self.keep / FILE)["dual_"]
 
     def predict(self, responses: Float32[np.ndarray, "B V"]) -> Float32[np.ndarray, "B ..."]:
         """Targets of clips with ``responses`` at unit variance (``Clips.inputs``)."""
         if responses.shape[1] != self.x_.shape[1]:
             raise DataError(f"responses have {responses.shape[1]} voxels; the decoder was fitted on {self.x_.shape[1]}")
         kernel = (responses - self.x_mean_) @ self.x_.T / self.x_.shape[1]
-        return (kernel @ self.dual_ + self.y_mean_).reshape(len(responses), *self.shape_).astype(np.float32)
+        return self.combined(kernel)
+
+    def combined(self, weights: Float32[np.ndarray, "B T"]) -> Float32[np.ndarray, "B ..."]:
+        """Targets of clips that are told by their weights on the T training clips: ``weights @ dual_ + y_mean_``."""
+        found = np.empty((len(weights), len(self.y_mean_)), np.float32)
+        for part in self._parts():
+            found[:, part] = weights @ self.dual_[:, part] + self.y_mean_[part]
+        return found.reshape(len(weights), *self.shape_)
+
+    def _parts(self) -> Iterator[slice]:
+        return in_parts(len(self.y_mean_), _READ_AT_ONCE // len(self.x_), self.dual_)
 
     def weights(self, voxels: slice | Int[np.ndarray, " N"] = slice(None)) -> Float32[np.ndarray, "N Y"]:
         """Weights per voxel (of all by default) and target, of the same regression."""
-        return self.x_[:, voxels].T @ self.dual_ / self.x_.shape[1]
+        x = self.x_[:, voxels].T
+        found = np.empty((len(x), len(self.y_mean_)), np.float32)
+        for part in self._parts():
+            found[:, part] = x @ self.dual_[:, part] / self.x_.shape[1]
+        return found
 
     def save(self, directory: Path) -> dict[str, Any]:
-        names = ("x_", "x_mean_", "dual_", "y_mean_", "alpha_")
-        write_arrays(directory / "ridge.safetensors", {name: getattr(self, name) for name in names})
+        if self.keep is None or Path(directory).resolve() != Path(self.keep).resolve():
+            names = ("x_", "x_mean_", "dual_", "y_mean_", "alpha_")
+            write_arrays(directory / FILE, {name: getattr(self, name) for name in names})
         chosen, counts = np.unique(self.alpha_, return_counts=True)
         about = {
             "decoder": "ridge",
@@ -124,18 +171,21 @@ class RidgeDecoder:
         about = read_json(directory / "decoder.json")
         decoder = cls(about["alphas"], about["targets_batch"])
         decoder.shape_ = tuple(about["shape"])
-        for name, array in read_arrays(directory / "ridge.safetensors").items():
-            setattr(decoder, name, np.asarray(array))
+        for name, array in read_arrays(directory / FILE).items():
+            setattr(decoder, name, array if name == "dual_" else np.array(array))  # which may be larger than memory
         return decoder
 
 
 class RidgeDecoders:
-    """Two ridges on the clip's own volume: one to its latents, one to its tokens."""
+    """Two ridges on the clip's own volume: one to its latents, one to its tokens. Arguments as for ``RidgeDecoder``."""
 
     name = "ridge"
 
-    def __init__(self, alphas: Sequence[float] = ALPHAS, targets_batch: int = 4096):
-        self.perception, self.semantics = (RidgeDecoder(alphas, targets_batch) for _ in range(2))
+    def __init__(self, alphas: Sequence[float] = ALPHAS, targets_batch: int = 4096, keep: Path | None = None):
+        self.perception, self.semantics = (
+            RidgeDecoder(alphas, targets_batch, None if keep is None else keep / part)
+            for part in ("perception", "semantics")
+        )
 
     def fit(
         self,

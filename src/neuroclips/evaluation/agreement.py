@@ -6,13 +6,30 @@ flattened features. Both functions read the features in parts, so inputs may be 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from neuroclips.artefacts import Rows, in_parts
 from neuroclips.errors import DataError
 from neuroclips.evaluation.intervals import Resampled, SceneBootstrap
-from neuroclips.shapes import Float
+from neuroclips.shapes import Float, Float32
 
 _VALUES_AT_ONCE = 1 << 21  # in float64 16 MB a side, and about six times that at work
+Features = Float[np.ndarray, "B ..."] | Float[Rows, "B ..."]  # of clips; ``Rows`` are others in another order
+
+
+def mean_and_sd(features: Float[np.ndarray, "B ..."]) -> tuple[Float32[np.ndarray, ...], Float32[np.ndarray, ...]]:
+    """Mean and standard deviation over clips of every unit: what all clips share, and the scale of what they do not."""
+    flat, n = features.reshape(len(features), -1), len(features)
+    first = np.asarray(flat[0], np.float64)  # sums of small numbers keep their digits
+    total, squares = np.zeros((2, flat.shape[1]))
+    for rows in in_parts(n, _VALUES_AT_ONCE // flat.shape[1], flat):
+        values = flat[rows].astype(np.float64) - first
+        total += values.sum(axis=0)
+        squares += np.square(values).sum(axis=0)
+    sd, shape = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0)), features.shape[1:]
+    return (first + total / n).astype(np.float32).reshape(shape), sd.astype(np.float32).reshape(shape)
 
 
 def profile_correlation(
@@ -32,15 +49,14 @@ def profile_correlation(
         raise DataError(f"{len(y)} clip; the profile correlation needs at least 2, as it is taken over clips")
     result = np.empty(y.shape[1])
     at_once = max(1, _VALUES_AT_ONCE // len(y))
-    for start in range(0, len(result), at_once):
-        part = slice(start, start + at_once)
+    for part in in_parts(len(result), at_once, x, y):
         a, b = _finite(x[:, part], "predicted"), _finite(y[:, part], "true")
         result[part] = _correlation(a, b, 0)
     return result.reshape(truth.shape[1:])
 
 
 def pattern_correlation(
-    predicted: Float[np.ndarray, "B ..."],
+    predicted: Features,
     truth: Float[np.ndarray, "B ..."],
     *,
     mean: Float[np.ndarray, ...] | None = None,
@@ -73,14 +89,13 @@ def pattern_correlation(
         raise DataError(f"{len(scale)} unit to correlate over; the pattern correlation needs at least 2 that vary")
     result = np.empty(len(y))
     at_once = max(1, _VALUES_AT_ONCE // y.shape[1])
-    for start in range(0, len(result), at_once):
-        part = slice(start, start + at_once)
-        a, b = _finite(x[part], "predicted", start), _finite(y[part], "true", start)
+    for part in in_parts(len(result), at_once, x, y):
+        a, b = _finite(x[part], "predicted", part.start), _finite(y[part], "true", part.start)
         result[part] = _correlation(a[:, kept] / scale, b[:, kept] / scale, 1, centre / scale)
     return result
 
 
-def _flattened(predicted: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _flattened(predicted: Any, truth: np.ndarray) -> tuple[Any, np.ndarray]:
     if predicted.shape != truth.shape:
         raise DataError(f"features have shape {predicted.shape}, the truth {truth.shape}; expected equal (B, ...)")
     n = int(np.prod(truth.shape[1:]))
@@ -111,7 +126,7 @@ def _correlation(x: np.ndarray, y: np.ndarray, axis: int, centre: np.ndarray | f
 
 
 def resampled_profile(
-    predicted: Float[np.ndarray, "B ..."],
+    predicted: Features,
     truth: Float[np.ndarray, "B ..."],
     boot: SceneBootstrap,
 ) -> Resampled:
@@ -126,8 +141,7 @@ def resampled_profile(
     at_once = max(1, _VALUES_AT_ONCE // max(len(times), len(y)))
     order = np.argsort(boot.block, kind="stable")
     starts = np.searchsorted(boot.block[order], np.arange(boot.n_scenes))
-    for start in range(0, units, at_once):
-        part = slice(start, start + at_once)
+    for part in in_parts(units, at_once, x, y):
         a, b = _finite(x[:, part], "predicted"), _finite(y[:, part], "true")
         a, b = a - a.mean(axis=0), b - b.mean(axis=0)  # small numbers keep their digits
         noise = [1e-12 * np.square(side).sum(axis=0) / len(y) for side in (x[:, part], y[:, part])]

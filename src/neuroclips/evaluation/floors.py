@@ -6,10 +6,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from neuroclips.artefacts import stable_seed
+from neuroclips.artefacts import in_parts, stable_seed
 from neuroclips.errors import DataError
-from neuroclips.shapes import Float32, Int, UInt8
+from neuroclips.shapes import Float, Float32, Int, UInt8
 
+_CLIPS_AT_ONCE = 256
 T = TypeVar("T")
 
 
@@ -18,14 +19,21 @@ def mean_frame_videos(training: UInt8[np.ndarray, "B F 3 H W"], n_clips: int) ->
 
     Float in [0, 1]; a read-only view that takes the memory of one frame.
     """
-    frame = (training.mean(axis=(0, 1), dtype=np.float64) / 255).astype(np.float32)  # (3, H, W)
+    frame = (_mean_video(training).mean(axis=0) / 255).astype(np.float32)  # (3, H, W)
     return np.broadcast_to(frame, (n_clips, training.shape[1], *frame.shape))
 
 
 def mean_video_videos(training: UInt8[np.ndarray, "B F 3 H W"], n_clips: int) -> Float32[np.ndarray, "N F 3 H W"]:
     """The mean training video, frame by frame, as the prediction of every clip. Float in [0, 1]; a read-only view."""
-    video = (training.mean(axis=0, dtype=np.float64) / 255).astype(np.float32)  # (F, 3, H, W)
+    video = (_mean_video(training) / 255).astype(np.float32)  # (F, 3, H, W)
     return np.broadcast_to(video, (n_clips, *video.shape))
+
+
+def _mean_video(training: UInt8[np.ndarray, "B F 3 H W"]) -> Float[np.ndarray, "F 3 H W"]:
+    total = np.zeros(training.shape[1:])
+    for rows in in_parts(len(training), _CLIPS_AT_ONCE, training):
+        total += training[rows].sum(axis=0, dtype=np.uint64)  # exact
+    return total / len(training)
 
 
 def as_list(given: T | list[T]) -> list[T]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from neuroclips.artefacts import Rows, in_parts
 from neuroclips.errors import DataError
 from neuroclips.shapes import Bool, Float, Float32, Int
 
@@ -34,7 +35,7 @@ class Identification:
 
 
 def correlation_scores(
-    predicted: Float[np.ndarray, "B ..."],
+    predicted: Float[np.ndarray, "B ..."] | Float[Rows, "B ..."],
     candidates: Float[np.ndarray, "N ..."],
     reference: Float[np.ndarray, ...],
 ) -> Float32[np.ndarray, "B N"]:
@@ -53,8 +54,7 @@ def correlation_scores(
     x, y, centre = predicted.reshape(len(predicted), n), candidates.reshape(len(candidates), n), reference.reshape(n)
     cross = np.zeros((len(x), len(y)))
     sums = {side: np.zeros((3, len(side_x))) for side, side_x in (("x", x), ("y", y))}  # sum, squares, raw squares
-    for start in range(0, n, _FEATURES_AT_ONCE):
-        part = slice(start, start + _FEATURES_AT_ONCE)
+    for part in in_parts(n, _FEATURES_AT_ONCE, x, y):
         a, b = (np.asarray(side[:, part], np.float32) - centre[part].astype(np.float32) for side in (x, y))
         cross += a @ b.T
         for total, difference, raw in ((sums["x"], a, x), (sums["y"], b, y)):

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from neuroclips.artefacts import Rows, in_parts
 from neuroclips.errors import DataError
-from neuroclips.evaluation.agreement import pattern_correlation, resampled_profile
+from neuroclips.evaluation.agreement import Features, pattern_correlation, resampled_profile
 from neuroclips.evaluation.floors import as_list, shuffle_across_scenes
 from neuroclips.evaluation.identification import (
     METRICS,
@@ -28,9 +29,10 @@ from neuroclips.evaluation.measure import Measured, measure_videos
 from neuroclips.evaluation.pixels import VideoSet
 from neuroclips.evaluation.significance import paired_p_value, permutation_p_value
 from neuroclips.evaluation.table import Score
-from neuroclips.shapes import Float, Int
+from neuroclips.shapes import Float, Float32, Int
 
 FLIPS = 10_000  # of scenes' signs: Holm multiplies p by the number of metrics, so its grain must be fine
+_VALUES_AT_ONCE = 1 << 21
 PAIRINGS = "other pairings"  # the name of the permutation test among the p-values of a row
 
 
@@ -148,15 +150,15 @@ def score_measured(
 
 def score_agreement(
     method: str,
-    predicted: Float[np.ndarray, "B ..."],
+    predicted: Features,
     true: Float[np.ndarray, "B ..."],
     *,
     reference: Float[np.ndarray, ...],
     sd: Float[np.ndarray, ...] | None = None,
     ids: Sequence[str],
     scene: Int[np.ndarray, " B"],
-    floors: Mapping[str, np.ndarray | list[np.ndarray]],
-    baselines: Mapping[str, np.ndarray] | None = None,
+    floors: Mapping[str, Features | list[Features]],
+    baselines: Mapping[str, Features] | None = None,
     space: str = "tokens",
     shuffled: str = "shuffled",
     n_repeats: int | None = None,
@@ -172,20 +174,19 @@ def score_agreement(
         of every feature over the training clips.
     """
     baselines = baselines or {}
-    goal = np.asarray(true, np.float32).reshape(len(true), -1)
-    centre = np.asarray(reference, np.float32).ravel()
-    unit = float(np.square(goal - centre).sum(axis=1).mean())
+    centre, ones = np.asarray(reference, np.float32), np.ones(reference.shape)
+    unit = float(_squared_distances(np.broadcast_to(centre, true.shape), true).mean())
 
-    def agreement(x: np.ndarray) -> np.ndarray:
-        return np.diagonal(correlation_scores(x, true, reference))
+    def agreement(x: Features) -> np.ndarray:
+        return pattern_correlation(x, true, mean=reference, sd=ones)
 
-    def error(x: np.ndarray) -> np.ndarray:
-        return np.square(np.asarray(x, np.float32).reshape(len(x), -1) - goal).sum(axis=1) / unit
+    def error(x: Features) -> np.ndarray:
+        return _squared_distances(x, true) / unit
 
-    def pattern(x: np.ndarray) -> np.ndarray:
+    def pattern(x: Features) -> np.ndarray:
         return pattern_correlation(x, true, mean=reference, sd=sd)
 
-    others = {**floors, **baselines}
+    others: dict[str, Any] = {**floors, **baselines}
     wanted = [
         ("agreement", agreement, "correlation with the true features, training mean subtracted", True),
         ("error", error, "squared distance; the training mean for every clip costs 1", False),
@@ -204,15 +205,25 @@ def score_agreement(
     return Scored([*found.scores, row], found.per_clip)
 
 
+def _squared_distances(x: Features, y: Float[np.ndarray, "B ..."]) -> Float32[np.ndarray, " B"]:
+    """Of every clip, summed over its features; a few clips at a time."""
+    found = np.empty(len(y), np.float32)
+    for rows in in_parts(len(y), _VALUES_AT_ONCE // int(np.prod(y.shape[1:])), x, y):
+        difference = np.asarray(x[rows], np.float32) - np.asarray(y[rows], np.float32)
+        found[rows] = np.square(difference).reshape(len(difference), -1).sum(axis=1)
+    return found
+
+
 def _profile(
-    like: Score, predicted: np.ndarray, true: np.ndarray, floors: Mapping[str, np.ndarray | list[np.ndarray]],
-    baselines: Mapping[str, np.ndarray], scene: np.ndarray, draws: int,
+    like: Score, predicted: Features, true: np.ndarray, floors: Mapping[str, Features | list[Features]],
+    baselines: Mapping[str, Features], scene: np.ndarray, draws: int,
 ) -> Score:  # fmt: skip
     """The row of the profile correlation, which has no values clip by clip: it is taken over clips."""
     boot = SceneBootstrap(scene, draws, like.seed)
     own = resampled_profile(predicted, true, boot)
     beside = {}
-    for name, given in {**floors, **baselines}.items():
+    others: dict[str, Any] = {**floors, **baselines}
+    for name, given in others.items():
         each = [resampled_profile(x, true, boot) for x in as_list(given)]
         beside[name] = np.mean([[found.value, *found.draws] for found in each], axis=0)
     differences = {name: boot.interval(own.draws - both[1:]) for name, both in beside.items()}
@@ -228,7 +239,7 @@ def _profile(
 
 def score_identification(
     method: str,
-    predicted: Float[np.ndarray, "B ..."],
+    predicted: Features,
     candidates: Float[np.ndarray, "B ..."],
     *,
     reference: Float[np.ndarray, ...],
@@ -236,8 +247,8 @@ def score_identification(
     segment: Int[np.ndarray, " B"],
     onset: Float[np.ndarray, " B"],
     scene: Int[np.ndarray, " B"],
-    floors: Mapping[str, np.ndarray | list[np.ndarray]],
-    baselines: Mapping[str, np.ndarray] | None = None,
+    floors: Mapping[str, Features | list[Features]],
+    baselines: Mapping[str, Features] | None = None,
     ceiling: Float[np.ndarray, "B B"] | None = None,
     exclude_seconds: float = 10.0,
     space: str = "tokens",
@@ -253,7 +264,8 @@ def score_identification(
     predicted, candidates : (B, ...) features, such as CLIP tokens; clip b of one belongs to clip b of the other.
     reference : (...) mean of the *training* clips' features, subtracted from both sides before correlating.
     segment, onset : where each clip lies; clips of the same segment within ``exclude_seconds`` are no distractors.
-    floors : features predicted without brain information, by name; a list (several shuffles) is pooled.
+    floors : features predicted without brain information, by name; a list (several shuffles) is pooled. ``Rows`` of
+        ``predicted`` cost next to nothing, where shuffled fMRI predicts what the fMRI predicts, shuffled.
     baselines : features that a simpler method predicted from the same fMRI, by name.
     ceiling : (B, B) similarity of the best reachable prediction (rows) and each candidate, such as the ideal
         observer's log-likelihoods.
@@ -263,9 +275,17 @@ def score_identification(
     similarity = correlation_scores(predicted, candidates, reference)
     found = identify(similarity, pool)
     baselines = baselines or {}
+
+    others: dict[str, Any] = {**floors, **baselines}
+
+    def similarity_of(other: Features) -> np.ndarray:
+        if isinstance(other, Rows) and other.rows is predicted:
+            return similarity[other.order]
+        return correlation_scores(other, candidates, reference)
+
     beside = {
-        name: [identify(correlation_scores(p, candidates, reference), pool).values for p in as_list(predictions)]
-        for name, predictions in {**floors, **baselines}.items()
+        name: [identify(similarity_of(p), pool).values for p in as_list(predictions)]
+        for name, predictions in others.items()
     }
     found_ceiling = None if ceiling is None else identify(ceiling, pool).values
     chance, p_values = _other_pairings(found, similarity, pool, scene, draws, seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from neuroclips.artefacts import in_parts
 from neuroclips.errors import DataError
 from neuroclips.evaluation.floors import shuffle_across_scenes
 from neuroclips.evaluation.identification import correlation_scores
@@ -36,7 +37,8 @@ def sample_agreement(
         raise DataError(f"{len(samples)} samples of each clip; agreement needs at least two")
     pairs = np.triu_indices(len(samples), 1)
     found = np.empty(samples.shape[1])
-    for b in range(len(found)):  # a clip at a time: samples may be memory-mapped
+    for clip in in_parts(len(found), 1, samples):  # a clip at a time: samples may be memory-mapped
+        b = clip.start
         of_clip = np.asarray(samples[:, b], np.float32)
         if not np.isfinite(of_clip).all():
             raise DataError(f"samples of clip {b} hold values that are not finite; expected finite features")

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+from neuroclips.artefacts import file_hash, read_card
 from neuroclips.errors import ArtefactError
-from neuroclips.pretrained.catalogue import Model, in_words, published, ready_folder, state_of
+from neuroclips.pretrained.catalogue import Model, in_words, models_home, published, ready_folder, state_of
 
 
 def shipped(kind: str) -> Path:
@@ -50,6 +51,21 @@ def _published(model: Model, kind: str, holds: str) -> Path:
             f"{model.licence}), or `neuroclips models import {model.name}` takes files you have"
         )
     return folder
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of weights in a folder, by its path there.
+
+    Of a published model they are read from its card, where sizes agree: to read tens of gigabytes in every run would
+    take minutes (``neuroclips models verify`` does it).
+    """
+    known = (read_card(folder) or {}).get("files", {}) if folder.parent == models_home() else {}
+    hashes = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        name = str(path.relative_to(folder))
+        said = known.get(name, {})
+        hashes[name] = said["sha256"] if said.get("bytes") == path.stat().st_size else file_hash(path)
+    return hashes
 
 
 @contextmanager

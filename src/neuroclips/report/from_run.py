@@ -245,8 +245,8 @@ def _training_curves(recipe: Recipe) -> list[Curve]:
     curves = []
     for kind, quantity, label in (("vae", "psnr", "PSNR of the round trip (dB)"), ("clip", "tokens_top1", "top-1")):
         path = resolve(getattr(recipe.targets, kind), kind) / "card.json"
-        if path.exists():
-            card = read_json(path)
+        card = read_json(path) if path.exists() else {}
+        if "curve" in card:  # published weights have none
             first = card.get("continued_from") or {"curve": [], "steps": 0, "seconds": 0}
             later = [{**point, "step": point["step"] + first["steps"]} for point in card["curve"]]
             points = [*first["curve"], *later]
@@ -264,15 +264,23 @@ def _training_curves(recipe: Recipe) -> list[Curve]:
 
 
 def _decoder_curves(recipe: Recipe, cards: Mapping[str, Mapping[str, Any]]) -> list[Curve]:
-    """How the neural decoders were trained: on this subject, or on others if their weights are pretrained."""
-    if "neural" not in recipe.decoders.methods:
-        return []
-    training, where = cards["fit"]["summary"]["neural"]["training"], "on this subject's held-out codes"
-    if recipe.decoders.pretrained is not None:
-        card = read_json(resolve_decoders(recipe.decoders.pretrained) / "card.json")
-        training, where = card["training"], f"on {len(card['subjects'])} other simulated subjects, {card['device']}"
+    """How networks were trained: on this subject, or on others if their weights are pretrained."""
+    curves: list[Curve] = []
+    for method in recipe.decoders.methods:
+        if method == "neural" and recipe.decoders.pretrained is not None:
+            card = read_json(resolve_decoders(recipe.decoders.pretrained) / "card.json")
+            where = f"on {len(card['subjects'])} other simulated subjects, {card['device']}"
+            curves += _network_curves(card["training"], where)
+        elif method == "neural":
+            curves += _network_curves(cards["fit"]["summary"][method]["training"], "on this subject's held-out codes")
+        elif method == "end-to-end":
+            curves += _network_curves(cards["fit"]["summary"][method]["training"], "from this subject's voxels")
+    return curves
+
+
+def _network_curves(training: Mapping[str, Any], where: str) -> list[Curve]:
     curves = []
-    for name in ("semantics", "prior", "perception"):
+    for name in training:
         points = training[name]["curve"]
         wanted = ("validation_agreement", "validation_explained", "validation_l1")
         quantity = next(name for name in wanted if name in points[0])

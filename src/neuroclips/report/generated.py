@@ -36,7 +36,7 @@ def read_condition(folder: Path, condition: str) -> dict[str, Generated]:
     """The generated clips of a condition, by clip id; ``folder`` is the stage's."""
     arrays = read_arrays(folder / f"{condition}.safetensors")
     ids, captions = read_json(folder / "clips.json"), read_json(folder / "captions.json")[condition]
-    keyframes = (np.clip(arrays["keyframes"], 0, 1) * 255).round().astype(np.uint8)
+    keyframes = [(np.clip(k, 0, 1, dtype=np.float32) * 255).round().astype(np.uint8) for k in arrays["keyframes"]]
     return {clip: Generated(*parts) for clip, *parts in zip(ids, keyframes, captions, arrays["videos"], strict=True)}
 
 

@@ -23,11 +23,16 @@ class TrainingSettings:
     clip_norm : largest norm of the gradient; ``inf`` does not clip.
     precision : of the forward pass; weights, optimiser and validation stay in float32.
     accumulate : batches of one optimiser step.
+    checkpoint_activations : keep the inputs of a network's blocks only and compute the rest of their activations again
+        for the gradient: less memory, more time, the same numbers. The diffusion prior has such blocks; networks
+        without any ignore it.
     ema : decay of the averaged weights, which are then validated and returned; None does not average. Step n averages
-        with ``min(ema, (1 + n) / (10 + n))``, so that short runs forget their start.
+        with ``min(ema, (1 + n) / (10 + n))``, so that short runs forget their start. Averages take as much memory as
+        the weights.
     validate_every : steps between rows of the curve, and validations.
     patience : validations without a new best before the run stops; None never stops early.
-    save_every_s : seconds between checkpoints.
+    save_every_s : seconds between checkpoints; more where saving takes long, so that it takes a twentieth of the time
+        at most. 0 saves after every step.
 
     Raises ``RecipeError`` for values out of range.
     """
@@ -43,6 +48,7 @@ class TrainingSettings:
     clip_norm: float = 1.0
     precision: Literal["no", "bf16", "fp16"] = "no"
     accumulate: int = 1
+    checkpoint_activations: bool = False
     ema: float | None = None
     minutes: float = math.inf
     save_every_s: float = 60.0

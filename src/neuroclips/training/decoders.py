@@ -10,7 +10,7 @@ held out from their own solution, and the validation clips choose every network'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ class NeuralDecoders:
     Parameters
     ----------
     pretrained : "mini", a folder made by ``python -m neuroclips.mini decoders``, or None to train on this subject.
-    preset : switches between paper, released code and our recommendation; they matter when networks are trained here.
+    preset, changes : switches between paper, released code and our recommendation, and those that differ from the
+        preset; they matter when networks are trained here.
     epochs : visits of every clip, in place of the preset's, for all three networks.
     prior_draws : noise draws that the prior's expected tokens are averaged over.
     seed, device, checkpoints, progress : of the training; checkpoints is a folder that a killed training resumes from.
@@ -78,6 +79,7 @@ class NeuralDecoders:
         pretrained: str | Path | None = "mini",
         *,
         preset: Preset = "corrected",
+        changes: Mapping[str, Any] | None = None,
         epochs: int | None = None,
         prior_draws: int = 4,
         seed: int = 0,
@@ -87,6 +89,7 @@ class NeuralDecoders:
     ):
         self.pretrained, self.preset, self.epochs, self.prior_draws = pretrained, preset, epochs, prior_draws
         self.seed, self.device, self.checkpoints, self.progress = seed, device, checkpoints, progress
+        self.changes = dict(changes or {})
 
     def inputs(self, clips: Clips, n_repeats: int | None = None) -> Float32[np.ndarray, "B X"]:
         """The clip's own volume and the next of its run, one after the other: X = 2 V. Where the recipe names several
@@ -129,9 +132,7 @@ class NeuralDecoders:
 
     def _train_networks(self, targets: Targets, held: np.ndarray, held_targets: Targets) -> None:
         """Semantics, prior and perception one after the other, on held-out codes."""
-        chosen = switches(self.preset)
-        if chosen.perception_loss == "released":  # distils a teacher's maps, and there is no teacher here
-            chosen = switches(self.preset, perception_loss="paper")
+        chosen = without_teacher(self.preset, self.changes)
         codes = self.layer_.held_out
         assert codes is not None
         codes = codes[:, None]  # (B, 1, W): one "repeat", the mean of all
@@ -259,7 +260,7 @@ class NeuralDecoders:
             write_arrays(directory / f"{name}.safetensors", state)
         about = {
             "decoders": self.name, "pretrained": None if self.pretrained is None else str(self.pretrained),
-            "preset": self.preset, "prior_draws": self.prior_draws, "seed": self.seed,
+            "preset": self.preset, "changes": self.changes, "prior_draws": self.prior_draws, "seed": self.seed,
             "training": self.curves_,
         }  # fmt: skip
         write_json(directory / "decoders.json", about)
@@ -270,8 +271,8 @@ class NeuralDecoders:
         directory = Path(directory)
         about = read_json(directory / "decoders.json")
         decoders = cls(
-            about["pretrained"], preset=about["preset"], prior_draws=about["prior_draws"], seed=about["seed"],
-            device=device,
+            about["pretrained"], preset=about["preset"], changes=about["changes"], prior_draws=about["prior_draws"],
+            seed=about["seed"], device=device,
         )  # fmt: skip
         decoders.curves_ = about["training"]
         decoders._read_shared(directory)
@@ -291,14 +292,15 @@ class NeuralDecoders:
         """Networks for targets of these shapes, with the subject's layer in."""
         torch.manual_seed(stable_seed(self.seed, "networks"))
         sizes, columns = _sizes(tokens, latents, self.basis_.width), len(self.layer_.weight)
-        position = switches(self.preset).temporal_position
+        position = switches(self.preset, **self.changes).temporal_position
         self.semantics_ = attach(build_semantics(sizes, self.basis_, columns), self.layer_)
         self.perception_ = attach(build_perception(sizes, self.basis_, columns, position=position), self.layer_)
         self.prior_ = build_prior(sizes)
 
     def _condition(self, seen: SemanticsOutput) -> torch.Tensor:
         """What the prior is conditioned on, by the switch ``prior_condition``."""
-        return seen.tokens if switches(self.preset).prior_condition == "tokens" else seen.backbone_tokens
+        wanted = switches(self.preset, **self.changes).prior_condition
+        return seen.tokens if wanted == "tokens" else seen.backbone_tokens
 
     def _load_states(self, directory: Path) -> None:
         for name in ("semantics", "perception", "prior"):
@@ -311,6 +313,15 @@ class NeuralDecoders:
     def _finish(self) -> None:
         for module in (self.semantics_, self.perception_, self.prior_):
             module.eval().requires_grad_(False)
+
+
+def without_teacher(preset: Preset, changes: Mapping[str, Any]) -> Switches:
+    """Switches of a training that has no teacher of perception's maps: the paper's loss where the released one, which
+    distils them, is asked for."""
+    chosen = switches(preset, **changes)
+    return (
+        switches(preset, **{**changes, "perception_loss": "paper"}) if chosen.perception_loss == "released" else chosen
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -37,7 +37,7 @@ from neuroclips.decoders.prior import DiffusionPrior
 from neuroclips.decoders.semantics import SemanticsNetwork
 from neuroclips.decoders.text import TextProjector
 from neuroclips.errors import DataError
-from neuroclips.shapes import Bool, Float
+from neuroclips.shapes import Bool, Float, Float32
 from neuroclips.training.switches import Switches
 
 LOOKED_AT = 512  # clips that the tokens' variance is measured on, at most
@@ -159,6 +159,8 @@ class PriorObjective:
         ``keyframe`` chooses it as it does repeats; ``repeats`` has no say.
     present : (B, C) which variants exist; None is all.
     tokens, batch, text, projector : as in ``SemanticsObjective``.
+    mean, sd : (K, D) and a number, by which conditions and tokens are standardised as they are drawn. Errors count in
+        these units; the projector sees tokens in their own.
     """
 
     def __init__(
@@ -171,8 +173,11 @@ class PriorObjective:
         present: Bool[np.ndarray, "B C"] | None = None,
         text: Float[np.ndarray, "B *candidates E"] | None = None,
         projector: TextProjector | None = None,
+        mean: Float32[np.ndarray, "K D"] | None = None,
+        sd: float | int = 1,
         seed: int = 0,
     ):
+        self.mean, self.sd = torch.zeros(()) if mean is None else torch.tensor(mean), float(sd)
         _refuse_other_clips("PriorObjective", conditions=conditions, tokens=tokens, present=present, text=text)
         self.conditions, self.tokens, self.text, self.switches = conditions, tokens, text, switches
         self.draws = _Draws(conditions, present, tokens.shape[1], switches, batch, seed)
@@ -181,11 +186,9 @@ class PriorObjective:
     def batches(self, number: int, generator: torch.Generator) -> PriorBatch:
         """Batch ``number``, counted from 0."""
         rows = self.draws(number, generator)
-        return PriorBatch(
-            _tensor(self.conditions[rows.clip, rows.repeat]),
-            _tensor(self.tokens[rows.clip, rows.keyframe]),
-            _captions(self.text, rows),
-        )
+        drawn = self.conditions[rows.clip, rows.repeat], self.tokens[rows.clip, rows.keyframe]
+        condition, tokens = ((_tensor(x) - self.mean) / self.sd for x in drawn)
+        return PriorBatch(condition, tokens, _captions(self.text, rows))
 
     def loss(self, module: DiffusionPrior, batch: PriorBatch, generator: torch.Generator) -> tuple[Tensor, Parts]:
         """The loss, and its terms before they are weighted."""
@@ -194,7 +197,7 @@ class PriorObjective:
         weight = self.switches.prior_weight
         if self.projector is None or batch.text is None:
             return weight * mse, {"mse": mse}
-        seen = self.projector.to(x0.device)(x0)
+        seen = self.projector.to(x0.device)(x0 * self.sd + self.mean.to(x0.device))
         total = prior_loss(
             x0, batch.tokens, seen, batch.text,
             prior_weight=weight, text_weight=self.switches.text_weight_prior,

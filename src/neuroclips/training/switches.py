@@ -48,6 +48,8 @@ class Switches(BaseModel):
 
     prior_condition : "tokens" after the projector, or those of the "backbone" before it, as MindEye2's prior has them.
         The paper's words, the fMRI embedding, are read as the tokens that it compares with CLIP's (g.1 row 10).
+    prior_tokens : what the prior gives to the keyframe generator: half its "expected" tokens and half their condition,
+        or one "sample", as paper and code have it.
     temporal_position : whether temporal attention knows the order of frames (g.4, item 4).
     decay_all : whether norms and biases decay, too (c.1); the paper does not say.
     ..._batch, ..._learning_rate, ..._epochs : clips a step, highest rate, and visits of every clip (c.1 to c.3; g.1
@@ -68,6 +70,7 @@ class Switches(BaseModel):
     perception_contrast_weight: float = Field(1.0, ge=0)
 
     prior_condition: Literal["tokens", "backbone"] = "tokens"
+    prior_tokens: Literal["expected", "sample"] = "expected"
     temporal_position: bool = True
     decay_all: bool = False
     semantics_batch: int = Field(240, ge=1)
@@ -87,6 +90,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "mse_weight": 0.0,
         "mixup_share_of_training": 1.0,
         "perception_loss": "paper",
+        "prior_tokens": "sample",
         "temporal_position": False,
     },
     "released": {
@@ -97,6 +101,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "mixup_fixed_points": "released",
         "perception_loss": "released",
         "perception_contrast_weight": 0.1,
+        "prior_tokens": "sample",
         "temporal_position": False,
         "decay_all": True,
         "semantics_batch": 720,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from neuroclips.evaluation.agreement import mean_and_sd
+from neuroclips.evaluation.identification import correlation_scores
 from neuroclips.pretrained.vae import Vae
-from neuroclips.shapes import Float, Float32, UInt8
+from neuroclips.shapes import Float, UInt8
 from neuroclips.video.guidance import Guidance
 from neuroclips.video.motion import moved
 
@@ -30,27 +32,19 @@ class NearestGenerator:
 
     Retrieval is the baseline that any generative method must beat (``docs/evaluation.md``).
 
-    tokens : (T, K, D) of the training clips; frames : (T, F, 3, H, W) their frames.
+    tokens : (T, K, D) of the training clips; frames : (T, F, 3, H, W) their frames. Both may be memory-mapped.
     """
 
     name = "nearest"
 
     def __init__(self, tokens: Float[np.ndarray, "T K D"], frames: UInt8[np.ndarray, "T F 3 H W"]):
-        self.frames = frames
-        flat = np.asarray(tokens, np.float32).reshape(len(tokens), -1)
-        self.mean = flat.mean(axis=0)  # tokens share a large constant part that says nothing about the clip
-        self.tokens = _unit(flat - self.mean)
+        self.tokens, self.frames = tokens, frames
+        self.mean = mean_and_sd(tokens)[0]  # tokens share a large constant part that says nothing about the clip
 
     def find(self, tokens: Float[np.ndarray, "B K D"]) -> np.ndarray:
         """Index (B,) of the training clip for each predicted token array."""
-        flat = np.asarray(tokens, np.float32).reshape(len(tokens), -1)
-        return (_unit(flat - self.mean) @ self.tokens.T).argmax(axis=1)
+        return correlation_scores(tokens, self.tokens, self.mean).argmax(axis=1)
 
     def generate(self, guidance: Guidance, *, seed: int) -> UInt8[np.ndarray, "B F 3 H W"]:
         assert guidance.tokens is not None, "nearest needs tokens"
         return np.asarray(self.frames[self.find(guidance.tokens)])
-
-
-def _unit(rows: Float32[np.ndarray, "B X"]) -> Float32[np.ndarray, "B X"]:
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -12,7 +12,7 @@ import torch
 from neuroclips.artefacts import stable_seed
 from neuroclips.errors import NeuroClipsError
 from neuroclips.pretrained.caption import Captioner
-from neuroclips.pretrained.clip import Clip
+from neuroclips.pretrained.clip import DTYPES, Clip
 from neuroclips.pretrained.keyframe import KeyframeGenerator
 from neuroclips.pretrained.vae import Vae
 from neuroclips.recipe import VideoRecipe
@@ -20,8 +20,6 @@ from neuroclips.shapes import Float32, UInt8
 from neuroclips.video.guidance import Guidance
 from neuroclips.video.motion import moved
 from neuroclips.video.neuroclips_pipeline import NeuroClipsPipeline, resized
-
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NeuroClipsGenerator:

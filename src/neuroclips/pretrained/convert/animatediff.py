@@ -41,6 +41,7 @@ SCHEDULER: dict[str, Any] = dict(
     num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="linear", steps_offset=1,
     timestep_spacing="leading", clip_sample=False, set_alpha_to_one=True, prediction_type="epsilon",
 )  # fmt: skip
+SAMPLE_SIZE = 32  # 256 pixels, as in the paper; the image model's own is 64
 SETTINGS: dict[str, Any] = dict(
     frame_norm=True, steps=25, guidance_scale=8.5, negative_prompt="",
     style=", 8k uhd, dslr, soft lighting, high quality, film grain, Fujifilm XT3",
@@ -161,6 +162,7 @@ def convert(
     configs: Mapping[str, Any] = CONFIGS,
     settings: Mapping[str, Any] = SETTINGS,
     adapter_scale: float | int = 1.0,
+    sample_size: int | None = SAMPLE_SIZE,
     dtype: Dtype = "fp32",
 ) -> dict[str, Any]:
     """Write a folder that ``video.neuroclips_pipeline.NeuroClipsPipeline.load`` reads.
@@ -169,6 +171,7 @@ def convert(
         ``adapter`` and ``sparsectrl``, AnimateDiff's files; ``text``, a folder with ``tokenizer/`` and, for a base
         without one, ``text_encoder/``. A folder as base needs no ``text``.
     configs, settings : arguments of the parts and of the pipeline; the defaults are the paper's.
+    sample_size : side of the videos' latents, where nobody says another; None: that of the image model.
     dtype : of all weights but the autoencoder's.
     Raises ArtefactError for another layout of any file, and where no tokenizer is found: none is in a checkpoint.
     """
@@ -198,6 +201,8 @@ def convert(
     unet_state, adapter_account = adapted(parts["unet"][1], read_checkpoint(sources["adapter"]).tensors, adapter_scale)
     adapter_account.check(sources["adapter"], "an adapter of Stable Diffusion 1.5's attention")
     video_unet = meta(lambda: UNetMotionModel.from_unet2d(parts["unet"][0], motion_part[0]))
+    if sample_size is not None:
+        video_unet.register_to_config(sample_size=sample_size)
     states = {
         "unet": (video_unet, unet_state | motion_part[1]),
         "controlnet": (control_part[0], control_part[1]),
