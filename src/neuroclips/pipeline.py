@@ -26,6 +26,7 @@ from rich.console import Console
 from neuroclips import curves, generation, maps, scoring, stages
 from neuroclips.artefacts import content_hash, file_hash, read_card, remove_tree, write_json, written_aside
 from neuroclips.errors import ArtefactError
+from neuroclips.pretrained.registry import refuse_absent
 from neuroclips.recipe import Recipe
 from neuroclips.training import processes
 
@@ -137,6 +138,7 @@ def run(
     if until is not None and until not in names:
         raise ArtefactError(f"no stage {until!r} in this recipe; there are {', '.join(names)}")
     planned = planned[: names.index(until) + 1] if until is not None else planned
+    refuse_absent(name for stage in planned for name in stages.weights_named(recipe, stage.name))
     for stage in planned:
         stage.settings(recipe)  # a folder of weights or scans that is not there is met now, not after minutes of work
     if not processes.is_main():

@@ -142,6 +142,17 @@ def prepare(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str,
     return summary
 
 
+def weights_named(recipe: Recipe, stage: str) -> list[str | None]:
+    """Weights that a stage reads, as the recipe names them."""
+    chosen, networks, video = recipe.targets, recipe.decoders.networks, recipe.generate.video
+    trained = "end-to-end" in recipe.decoders.methods
+    return {
+        "targets": [chosen.vae, chosen.clip, chosen.captions],
+        "fit": [networks.initial, networks.text_projector] if trained else [],
+        "generate": [] if video is None else [video.video, video.keyframe, video.caption],
+    }.get(stage, [])
+
+
 def weights_hashes(recipe: Recipe) -> dict[str, str]:
     """Hashes of the frozen networks' weights: new weights make old targets stale."""
     hashes: dict[str, str] = {}

@@ -18,8 +18,10 @@ def test_two_processes_train_together_and_one_writes(tiny_run, tmp_path):
     recipe = tiny_run.recipe.model_dump(mode="json")
     recipe["decoders"] |= {"methods": ["ridge", "end-to-end"], "epochs": 2, "device": "cpu", "networks": NETWORKS}
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
+    launch = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"),
+    ]
     words = ["-m", "neuroclips", "fit", str(tmp_path / "two.yaml"), "-o", str(run)]
     done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=280, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -9,7 +9,7 @@ import pytest
 from neuroclips.artefacts import write_json
 from neuroclips.errors import ArtefactError
 from neuroclips.pretrained.catalogue import published, ready_folder
-from neuroclips.pretrained.registry import resolve, shipped, weights_of
+from neuroclips.pretrained.registry import refuse_absent, resolve, shipped, weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +106,11 @@ def test_weights_of_a_published_model_are_known_from_its_card(tmp_path, monkeypa
             {"a.safetensors": b"abc", "unet/b.safetensors": b"defg"}.items()}  # fmt: skip
     assert weights_of(tmp_path / "sd-vae") == read | {"a.safetensors": "told"}
     assert weights_of(tmp_path / "deeper" / "mine") == read
+
+
+def test_all_absent_models_are_named_at_once():
+    refuse_absent(["mini", None, "some/folder"])
+    refuse_absent(["sd-vae", "sd-vae"])  # one alone is ``resolve``'s to name
+    said = r"2 of 2 models .*`neuroclips models pull clip-bigg sd-vae` fetches 10\.\d GB.*--set scale=mini"
+    with pytest.raises(ArtefactError, match=said):
+        refuse_absent(["mini", "clip-bigg", "sd-vae", None, "clip-bigg"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -51,6 +51,19 @@ def _published(model: Model, kind: str, holds: str) -> Path:
             f"{model.licence}), or `neuroclips models import {model.name}` takes files you have"
         )
     return folder
+
+
+def refuse_absent(names: Iterable[str | None]) -> None:
+    """ArtefactError that lists every published model of ``names`` that is not here, and the one command for all."""
+    wanted = dict.fromkeys(name for name in names if name in published())
+    absent = [model for name in wanted if state_of(model := published()[name]).name not in ("ready", "broken")]
+    if len(absent) > 1:  # of one, ``resolve`` says it
+        size = in_words(sum(model.size or 0 for model in absent))
+        words = " ".join(model.name for model in absent)
+        raise ArtefactError(
+            f"{len(absent)} of {len(wanted)} models that this recipe names are not here; `neuroclips models pull "
+            f"{words}` fetches {size}, or `neuroclips models import NAME` takes files you have. `--set scale=mini` needs none"
+        )
 
 
 def weights_of(folder: Path) -> dict[str, str]:
