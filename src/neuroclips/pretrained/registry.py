@@ -62,7 +62,8 @@ def refuse_absent(names: Iterable[str | None]) -> None:
         words = " ".join(model.name for model in absent)
         raise ArtefactError(
             f"{len(absent)} of {len(wanted)} models that this recipe names are not here; `neuroclips models pull "
-            f"{words}` fetches {size}, or `neuroclips models import NAME` takes files you have. `--set scale=mini` needs none"
+            f"{words}` fetches {size}, or `neuroclips models import NAME` takes files you have. `--set scale=mini`"
+            " needs none"
         )
 
 

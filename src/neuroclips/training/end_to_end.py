@@ -236,11 +236,14 @@ class EndToEndDecoders:
     def _switches(self) -> Switches:
         return without_teacher(self.preset, self.changes)
 
+    def _epochs(self, part: str, chosen: Switches) -> int:
+        return self.epochs or getattr(chosen, f"{part}_epochs")
+
     def _steps(self, part: str, clips: int, chosen: Switches) -> tuple[int, int]:
         """Optimiser steps, and clips of one batch: a step has ``accumulate`` of these in every process."""
         whole = min(getattr(chosen, f"{part}_batch"), clips)
-        epochs = self.epochs or getattr(chosen, f"{part}_epochs")
-        return epochs * epoch_length(clips, whole), -(-whole // (self.networks.accumulate * processes.count()))
+        parts = self.networks.accumulate * processes.count()
+        return self._epochs(part, chosen) * epoch_length(clips, whole), -(-whole // parts)
 
     def _words(self, targets: Targets) -> dict[str, Any]:
         """Caption embeddings and the frozen projector, for the text losses; nothing without captions."""
@@ -272,9 +275,10 @@ class EndToEndDecoders:
         self, name: str, module: nn.Module, objective: Any, steps: int, chosen: Switches, validate: Callable,
         choose: str, highest: bool,
     ) -> None:  # fmt: skip
+        epochs = self._epochs(name, chosen)
         settings = TrainingSettings(
             steps=steps, learning_rate=getattr(chosen, f"{name}_learning_rate"), seed=stable_seed(self.seed, name),
-            validate_every=max(1, steps // VALIDATIONS), decay_all=chosen.decay_all,
+            validate_every=steps // min(VALIDATIONS, epochs), decay_all=chosen.decay_all,  # once an epoch, at most
             precision=self.networks.precision, accumulate=self.networks.accumulate,
             checkpoint_activations=self.networks.checkpoint_activations,
         )  # fmt: skip
