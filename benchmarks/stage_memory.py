@@ -26,20 +26,21 @@ from neuroclips.pipeline import plan
 from neuroclips.recipe import Recipe, load_recipe
 
 SPLITS, SEGMENT, SCENE, FACTORS = ("train", "validation", "test"), 20, 4, 16
-FRAMES, LATENTS = (6, 3, 224, 224), (6, 4, 28, 28)
+FRAMES, LATENTS = 6, (6, 4, 28, 28)
 STAGES = ("fit", "reconstruct", "curves", "evaluate", "maps", "report")
 
 
-def plant(run: Path, clips: list[int], tokens: tuple[int, int], voxels: int, repeats: int) -> None:
+def plant(run: Path, asked: dict[str, Any]) -> None:
     """What the stages ``films``, ``prepare`` and ``targets`` leave, and a VAE."""
     from diffusers import AutoencoderKL
 
+    clips, tokens, voxels, size = asked["clips"], tuple(asked["tokens"]), asked["voxels"], asked["pixels"]
     rng = np.random.default_rng(0)
     signal = rng.standard_normal((FACTORS, voxels), np.float32) / np.sqrt(FACTORS)
     meaning = {"tokens": tokens, "latents": LATENTS}
     axes = {name: rng.standard_normal((FACTORS, int(np.prod(shape))), np.float32) for name, shape in meaning.items()}
     for split, n in zip(SPLITS, clips):
-        features, r = rng.standard_normal((n, FACTORS), np.float32), repeats if split == "test" else 2
+        features, r = rng.standard_normal((n, FACTORS), np.float32), asked["repeats"] if split == "test" else 2
         segment, onset = np.divmod(np.arange(n), SEGMENT)
         place = {"segment": segment, "onset": 2.0 * onset, "scene": np.arange(n) // SCENE}
         with (
@@ -49,7 +50,7 @@ def plant(run: Path, clips: list[int], tokens: tuple[int, int], voxels: int, rep
         ):
             for rows in in_parts(n, 60):
                 x = features[rows]
-                small = rng.integers(0, 256, (len(x), *FRAMES[:2], 14, 14), np.uint8)
+                small = rng.integers(0, 256, (len(x), FRAMES, 3, size // 16, size // 16), np.uint8)
                 film(rows, {"frames": small.repeat(16, 3).repeat(16, 4), **{k: v[rows] for k, v in place.items()}})
                 noise = 2 * rng.standard_normal((len(x), r, voxels), np.float32)
                 bold = ((x @ signal)[:, None] + noise) / np.float32(np.sqrt(5))
@@ -73,23 +74,24 @@ def plant(run: Path, clips: list[int], tokens: tuple[int, int], voxels: int, rep
     vae.save_pretrained(run / "vae")
 
 
-def recipe_of(run: Path, repeats: int, generators: list[str]) -> Recipe:
+def recipe_of(run: Path, asked: dict[str, Any]) -> Recipe:
     changes = {
         "decoders.methods": ["ridge"], "targets.vae": str(run / "vae"), "generate.video": None, "evaluate.judges": [],
-        "generate.test_repeats": sorted({1, repeats}), "evaluate.shuffles": 2, "maps.lesions": None,
-        "generate.generators": generators,
+        "generate.test_repeats": sorted({1, asked["repeats"]}), "evaluate.shuffles": 2, "maps.lesions": None,
+        "generate.generators": asked["generators"], "curves": {} if "curves" in asked["stages"] else None,
+        "ridge.alphas": np.logspace(-3, 3, asked["alphas"]).tolist(),
     }  # fmt: skip
     return load_recipe("smoke", changes)
 
 
-def measured(run: Path, name: str, repeats: int, generators: list[str], queue: multiprocessing.Queue) -> None:
+def measured(run: Path, name: str, queue: multiprocessing.Queue) -> None:
     """Run one stage; seconds and highest resident memory in GB."""
-    recipe, own, began = recipe_of(run, repeats, generators), run / name, time.monotonic()
+    asked, own, began = json.loads((run / "asked.json").read_text()), run / name, time.monotonic()
+    recipe = recipe_of(run, asked)
     remove_tree(own)
     own.mkdir()
     if name == "plant":
-        asked = json.loads((run / "asked.json").read_text())
-        plant(run, asked["clips"], tuple(asked["tokens"]), asked["voxels"], repeats)
+        plant(run, asked)
     else:
         next(stage for stage in plan(recipe) if stage.name == name).work(run, own, recipe, Console(quiet=True))
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -103,19 +105,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs=2, default=(256, 1664))
     parser.add_argument("--voxels", type=int, default=13_447)
     parser.add_argument("--repeats", type=int, default=10, help="presentations of every test clip")
-    parser.add_argument("--pixels", type=int, default=FRAMES[-1], help="of the films, a side; the VAE's are 224")
-    parser.add_argument("--alphas", type=int, default=13, help="of ridge; fewer cost less time, and a little less memory")
+    parser.add_argument("--pixels", type=int, default=224, help="of the films, a side; the VAE makes 224")
+    parser.add_argument(
+        "--alphas", type=int, default=13, help="of ridge; fewer cost less time, and a little less memory"
+    )
     parser.add_argument("--generators", nargs="*", default=("blurry", "nearest"))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=("fit", "reconstruct", "curves", "evaluate"))
     asked = parser.parse_args()
     asked.run.mkdir(parents=True, exist_ok=True)
-    write_json(asked.run / "asked.json", {"clips": asked.clips, "tokens": asked.tokens, "voxels": asked.voxels})
+    write_json(asked.run / "asked.json", vars(asked))
     context = multiprocessing.get_context("spawn")
     print("| stage | seconds | peak memory, GB | files, GB |\n| --- | ---: | ---: | ---: |")
     planted = (asked.run / "prepare").exists()
     for name in asked.stages if planted else ("plant", *asked.stages):
         queue = context.Queue()
-        process = context.Process(target=measured, args=(asked.run, name, asked.repeats, list(asked.generators), queue))
+        process = context.Process(target=measured, args=(asked.run, name, queue))
         process.start()
         process.join()
         if process.exitcode:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 import yaml
 
-from neuroclips import __version__
+from neuroclips import __version__, cli_plan
 from neuroclips.cli_models import models
 from neuroclips.errors import DataError, NeuroClipsError, RecipeError
 from neuroclips.recipe import Recipe, describe_recipe, load_recipe, named_recipes
@@ -104,6 +104,31 @@ def run(
 ) -> None:
     """Walk through every stage of a recipe: scans to videos, scores and a page. Finished stages are skipped."""
     _run(recipe, out, _about(data, subject, set_), None)
+
+
+@app.command(epilog=cli_plan.EPILOG)
+def plan(
+    recipe: RecipeName,
+    data: Data = None,
+    subject: Subject = None,
+    out: Directory = None,
+    set_: Changes = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="a card (h100, a100, 4090, ...), GiB of its memory, or none; default: this one's"),
+    ] = None,
+    ram: Annotated[float | None, typer.Option(min=1, help="GiB of memory; default: this machine's")] = None,
+    disk: Annotated[float | None, typer.Option(min=1, help="GB of free disk; default: the run directory's")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="measure this machine for times: half a minute")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs, in bytes and seconds")] = False,
+) -> None:
+    """What a run would take, before anything is downloaded or run: parameters, memory, disk and time of every stage.
+
+    Needs neither data nor weights nor a GPU. What does not fit gets the setting that makes it fit, or says what is
+    missing; exit status 1 if anything cannot fit.
+    """
+    found = cli_plan.loaded(recipe, data, _about(data, subject, set_))
+    cli_plan.show(found, _directory(out, found), gpu=gpu, ram=ram, disk=disk, probe=probe, as_json=as_json)
 
 
 @app.command(epilog="Example: `neuroclips demo` leaves runs/demo/report.html")

@@ -146,11 +146,12 @@ def weights_named(recipe: Recipe, stage: str) -> list[str | None]:
     """Weights that a stage reads, as the recipe names them."""
     chosen, networks, video = recipe.targets, recipe.decoders.networks, recipe.generate.video
     trained = "end-to-end" in recipe.decoders.methods
-    return {
+    named: dict[str, list[str | None]] = {
         "targets": [chosen.vae, chosen.clip, chosen.captions],
         "fit": [networks.initial, networks.text_projector] if trained else [],
         "generate": [] if video is None else [video.video, video.keyframe, video.caption],
-    }.get(stage, [])
+    }
+    return named.get(stage, [])
 
 
 def weights_hashes(recipe: Recipe) -> dict[str, str]:
@@ -234,7 +235,8 @@ def fit(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any
 def reconstruct(run: Path, own: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Decode the test clips: guidance for each number of repeats, videos, and the controls without the right fMRI.
 
-    METHOD-R.safetensors : latents and tokens (and the prior's), float16, from the mean of R repeats.
+    METHOD-R.safetensors : latents and tokens (and the prior's), from the mean of R repeats; in single precision, as a
+        decoder that is unsure hardly moves from the mean of all clips.
     METHOD-noise.safetensors : the same through the same frozen pipeline, of Gaussian noise in place of the fMRI;
         METHOD-wrong-subject.safetensors : of another subject's fMRI, where the recipe names one.
     shuffled.safetensors : ``orders`` (S, B), whose fMRI every clip gets in S shuffles, always another scene's. Decoders
@@ -310,7 +312,7 @@ def _told(test: TestClips, true: Targets) -> Guided:
 
 def _arrays(guidance: Guidance) -> dict[str, np.ndarray]:
     parts = {name: getattr(guidance, name) for name in ("latents", "tokens", "prior_tokens")}
-    return {name: array.astype(np.float16) for name, array in parts.items() if array is not None}
+    return {name: array for name, array in parts.items() if array is not None}
 
 
 def repeats_of(recipe: Recipe, available: int) -> list[int]:

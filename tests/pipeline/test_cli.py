@@ -49,7 +49,8 @@ def own_recipe(tiny_run, root, path):
 
 def test_commands():
     stages = {"simulate", "prepare", "targets", "fit", "reconstruct", "generate", "evaluate", "report"}
-    assert set(COMMANDS) == stages | {"run", "demo", "recipes", "version", "score", "audit", "table", "maps", "models"}
+    others = {"run", "demo", "recipes", "version", "score", "audit", "table", "maps", "models", "plan"}
+    assert set(COMMANDS) == stages | others
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -55,8 +55,8 @@ def _published(model: Model, kind: str, holds: str) -> Path:
 
 def refuse_absent(names: Iterable[str | None]) -> None:
     """ArtefactError that lists every published model of ``names`` that is not here, and the one command for all."""
-    wanted = dict.fromkeys(name for name in names if name in published())
-    absent = [model for name in wanted if state_of(model := published()[name]).name not in ("ready", "broken")]
+    wanted = [published()[name] for name in dict.fromkeys(names) if name is not None and name in published()]
+    absent = [model for model in wanted if state_of(model).name not in ("ready", "broken")]
     if len(absent) > 1:  # of one, ``resolve`` says it
         size = in_words(sum(model.size or 0 for model in absent))
         words = " ".join(model.name for model in absent)
