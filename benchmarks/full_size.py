@@ -3,9 +3,9 @@
     python benchmarks/full_size.py DATA RUN        DATA: CC2017, real or simulated (``cc2017.py`` leaves one)
 
 4,320 training and validation and 1,200 test clips, thousands of voxels, and targets of the paper's shapes: 256 tokens
-of 1664 of two keyframes, six latents of 4 x 28 x 28. The frozen networks have these shapes, next to no layers and random
-weights: their tokens and latents mean nothing, but arrays, training, validation and checkpoints are of full size. The
-decoders have width 256 in place of 4096, and no prior (days on a CPU). Prints time, memory and files of each stage.
+of 1664 of two keyframes, six latents of 4 x 28 x 28. The frozen networks have these shapes, next to no layers and
+random weights: their tokens and latents mean nothing, but arrays, training, validation and checkpoints are of full
+size. The decoders have width 256 in place of 4096, and no prior (days on a CPU). Prints time, memory and files.
 """
 
 from __future__ import annotations

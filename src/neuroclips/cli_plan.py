@@ -144,7 +144,7 @@ def _millions(count: int) -> str:
     return "–" if not count else f"{count / 1e6:,.1f} M"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds for people.
 
     >>> duration(40), duration(600), duration(9000), duration(3e5)

@@ -32,6 +32,7 @@ from neuroclips.video.baselines import BlurryGenerator, NearestGenerator
 from neuroclips.video.generator import NeuroClipsGenerator
 from neuroclips.video.guidance import Guidance, VideoGenerator
 from neuroclips.video.motion import CELLS, coarse_flow
+from neuroclips.video.neuroclips_pipeline import NeuroClipsPipeline
 
 DECODERS: dict[str, type[Decoders]] = {d.name: d for d in (RidgeDecoders, NeuralDecoders, EndToEndDecoders)}
 
@@ -165,8 +166,8 @@ class Reconstructor:
 
     def neuroclips(self, settings: VideoRecipe) -> NeuroClipsGenerator:
         """The generator called ``neuroclips``, whose keyframes and captions can be had one by one."""
-        vae, clip = Vae.load(self.vae, device=self.device), Clip.load(self.clip, device=self.device)
-        return NeuroClipsGenerator(settings, vae, clip, device=self.device)
+        clip = Clip.load(self.clip, device=self.device) if NeuroClipsPipeline.wants_text(settings.video) else None
+        return NeuroClipsGenerator(settings, Vae.load(self.vae, device=self.device), clip, device=self.device)
 
     def reconstruct(
         self,

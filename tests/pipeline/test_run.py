@@ -271,7 +271,8 @@ def test_what_shuffled_fmri_makes_is_what_the_fmri_makes_shuffled(tiny_run):
         guidance = reconstructor.decode(reconstructor.decoders.inputs(test, None)[order], test.ids)
         kept = read_arrays(made / f"{method}-2.safetensors")
         for part in ("tokens", "latents"):
-            np.testing.assert_allclose(getattr(guidance, part), kept[part][order], atol=1e-4)
+            np.testing.assert_allclose(getattr(guidance, part), kept[part][order], atol=1e-3)  # rounding in networks
+            assert np.abs(getattr(guidance, part) - kept[part]).max() > 0.1
     videos = read_arrays(made / "videos.safetensors")
     for generator in ("blurry", "nearest"):
         shown = reconstructor.generator(generator).generate(guidance, seed=tiny_run.recipe.seed)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from neuroclips.planning import networks as of
 from neuroclips.planning.counts import Counts
 from neuroclips.planning.ghost import Cost
+from neuroclips.pretrained.catalogue import published
 from neuroclips.recipe import Recipe
 from neuroclips.reconstructor import CLIPS_AT_ONCE
 from neuroclips.stages import ABLATIONS
@@ -317,7 +319,7 @@ def _width(job: Job) -> int:
 
 def reconstruct(job: Job) -> Need:
     """``CLIPS_AT_ONCE`` clips at a time: what is decoded of them in float32 and float16, and their pictures as bytes
-    and twice as floats, where they are moved."""
+    and as floats, where they are moved."""
     recipe, counts, (tokens, latents) = job.recipe, job.counts, job.units
     methods, generators = recipe.decoders.methods, recipe.generate.generators
     repeats = len({k for k in recipe.generate.test_repeats if k < counts.test_repeats} | {counts.test_repeats})
@@ -331,8 +333,8 @@ def reconstruct(job: Job) -> Need:
     paint = of.vae(recipe.targets.vae, "vae", "decode", job.sizes.frame, of.VAE_BATCH, "no", job.gpu)
     weights, at_work, a_clip = job.decoders
     at_once = min(CLIPS_AT_ONCE, counts.test)
-    decoded = at_once * ((2 + has_prior) * tokens * (2 * F32 + F16) + latents * 3 * F32)
-    pictures = at_once * job.film * (2 * U8 + 2 * F32)
+    decoded = at_once * ((1 + has_prior) * tokens * (2 * F32 + F16) + latents * 3 * F32)
+    pictures = at_once * job.film * (2 * U8 + F32)
     blurry = ("blurry" in generators) * (2 + floors + 1) * counts.test * recipe.data.frames_per_clip
     return Need(
         "reconstruct", "decoding, blurry videos and floors", paint.parameters,
@@ -344,8 +346,9 @@ def reconstruct(job: Job) -> Need:
 
 
 def generate(job: Job) -> Need:
-    """Decoders, CLIP, autoencoder, keyframe generator, captioner and video generator are loaded together; the largest
-    step of any of them comes on top. Keyframes and videos of a condition are there twice while they are made."""
+    """Decoders, autoencoder, keyframe generator, captioner and video generator are loaded together, and CLIP where the
+    video weights have no text encoder of their own; the largest step of any of them comes on top. Keyframes and videos
+    of a condition are there twice while they are made."""
     recipe, counts, (tokens, latents) = job.recipe, job.counts, job.units
     video = recipe.generate.video
     assert video is not None
@@ -358,7 +361,8 @@ def generate(job: Job) -> Need:
     words = of.captioner(video.caption, video.dtype, job.gpu)
     seen = of.clip(clip, 1, "fp32", job.gpu)
     paint = of.vae(vae, "vae", "decode", job.sizes.frame, of.VAE_BATCH, "no", job.gpu)
-    resident = weights + drawn.weights + words.weights + seen.weights + paint.weights
+    text = 0 if video.video in published() or (Path(video.video) / "text_encoder").is_dir() else seen.weights
+    resident = weights + drawn.weights + words.weights + text + paint.weights
     if not video.offload:
         resident += shown.weights
     step = max(at_work, drawn.activations, words.activations, paint.activations,
@@ -371,9 +375,9 @@ def generate(job: Job) -> Need:
     everything = counts.test * (2 * tokens + latents) * F32
     return Need(
         "generate", "keyframes, captions and videos",
-        drawn.parameters + shown.parameters + words.parameters + seen.parameters, device=resident + step,
+        drawn.parameters + shown.parameters + words.parameters + seen.parameters * (text > 0), device=resident + step,
         host=BASE + 2 * everything + 2 * batch * (film * 5 + keyframe)
-        + (shown.weights if video.offload else max(drawn.weights, words.weights, seen.weights)) * job.gpu,
+        + (shown.weights if video.offload else max(drawn.weights, words.weights, text)) * job.gpu,
         disk=conditions * clips * keyframe / 2 + videos * clips * film, scratch=2 * clips * (keyframe + film),
         flops=clips * (conditions * (a_clip + per_step + words.flops / words.items) + videos * moving), kind="video",
         rough=True,

@@ -403,10 +403,10 @@ class EndToEndDecoders:
 
     def _readout(self, pathway: Pathway, x: np.ndarray, targets: np.ndarray, call: Callable) -> Readout:
         mean, axes, _ = leading_axes(targets, READOUT)
-        with torch.inference_mode():
-            parts = [part.float().cpu().numpy() for part in self._through(call, pathway, x)]
+        with torch.inference_mode():  # a part at a time: at the paper's size all would take 6 GB
+            parts = (part.float().cpu().numpy() - mean for part in self._through(call, pathway, x))
+            found = np.concatenate([part.reshape(len(part), -1) @ axes.T for part in parts])
         getattr(self.networks_, pathway).cpu()
-        found = np.concatenate([(part - mean).reshape(len(part), -1) @ axes.T for part in parts])
         weight, bias = _linear(self._codes(pathway, x), found)
         return Readout(weight, bias, mean, axes.astype(np.float16))
 

@@ -29,12 +29,12 @@ class NeuroClipsGenerator:
     ----------
     settings : which weights, which guidance, how strong.
     vae, clip : the run's own: ``vae`` turns decoded latents into the blurry video, and both stand in for parts that
-        the weights' folders lack.
+        the weights' folders lack. ``clip`` is None where none does (``NeuroClipsPipeline.wants_text``).
     """
 
     name = "neuroclips"
 
-    def __init__(self, settings: VideoRecipe, vae: Vae, clip: Clip, *, device: str = "cpu"):
+    def __init__(self, settings: VideoRecipe, vae: Vae, clip: Clip | None, *, device: str = "cpu"):
         self.settings, self.vae = settings, vae
         dtype = DTYPES[settings.dtype]
         self.keyframes = KeyframeGenerator.load(settings.keyframe, vae=vae.model, device=device, dtype=dtype)

@@ -108,15 +108,24 @@ class NeuroClipsPipeline(DiffusionPipeline):
 
     @classmethod
     def load(
-        cls, name_or_folder: str | Path, *, vae: Vae, clip: Clip, device: str = "cpu", dtype: torch.dtype | None = None
+        cls,
+        name_or_folder: str | Path,
+        *,
+        vae: Vae,
+        clip: Clip | None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> NeuroClipsPipeline:
         """Load ``mini`` (shipped with the package) or a folder in diffusers layout; never from the network.
 
         vae, clip : the run's own; they stand in for a VAE and a text encoder that the folder lacks, in their own
-            precision. dtype : of the folder's weights; None is float32.
+            precision. No CLIP is needed where the folder has its own text encoder (``wants_text``).
+        dtype : of the folder's weights; None is float32.
         """
         folder = resolve(name_or_folder, "video", holds="model_index.json")
-        shared = {"vae": vae.model, "text_encoder": clip.model.text_model, "tokenizer": clip.tokenizer}
+        shared = {"vae": vae.model}
+        if clip is not None:
+            shared |= {"text_encoder": clip.model.text_model, "tokenizer": clip.tokenizer}
         given = {name: part for name, part in shared.items() if not (folder / name).is_dir()}
         try:
             with quietly():
@@ -127,6 +136,12 @@ class NeuroClipsPipeline(DiffusionPipeline):
             raise ArtefactError(f"{folder}: cannot be read as a video pipeline ({error})") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
+
+    @staticmethod
+    def wants_text(name_or_folder: str | Path) -> bool:
+        """Whether the weights come without a text encoder of their own."""
+        folder = resolve(name_or_folder, "video", holds="model_index.json")
+        return not ((folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir())
 
     @torch.inference_mode()
     def __call__(
