@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuroclips.errors import RecipeError
 from neuroclips.planning.hardware import GIB, Hardware, this_machine
 from neuroclips.recipe import Recipe
 
@@ -132,28 +131,6 @@ def _together(several: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             smaller = max if key.endswith("accumulate") else min
             found[key] = smaller(known, value) if isinstance(known, int) and isinstance(value, int) else value
     return found
-
-
-def refuse_what_cannot_fit(recipe: Recipe, run: Path, hardware: Hardware | None = None) -> None:
-    """Raise one ``RecipeError`` that names every stage that does not fit this machine and what would help.
-
-    Stages that are finished are not asked about.
-    """
-    from neuroclips.artefacts import read_card
-
-    found = plan(recipe, run, hardware)
-    faults = [
-        f"{row.need.stage} ({row.need.what}): {row.verdict}"
-        for row in found.rows
-        if not row.fits and read_card(run / row.need.stage) is None
-    ]
-    if found.disk_verdict:
-        faults.append(found.disk_verdict)
-    if faults:
-        raise RecipeError(
-            f"recipe {recipe.name} does not fit {found.hardware.name}: {'; '.join(faults)}. `neuroclips plan "
-            f"{recipe.name}` says what each stage takes"
-        )
 
 
 def _sums(need: Need, hardware: Hardware) -> tuple[float | int, float | int]:
