@@ -92,7 +92,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.fit,
             ("prepare", "targets"),
             lambda r: [r.ridge, r.decoders, stages.decoder_weights(r), r.seed],
-            format=2,
+            format=3,
             together=True,
         ),
         Stage(
@@ -100,13 +100,14 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.reconstruct,
             ("prepare", "targets", "fit"),
             lambda r: [r.generate.generators, r.generate.test_repeats, r.evaluate.shuffles, r.seed],
-            format=3,
+            format=4,
         ),
         Stage(
             "generate",
             generation.generate,
             ("prepare", "targets", "fit"),
             lambda r: [r.generate.video, generation.video_weights(r), r.seed],
+            format=2,
         ),
         Stage("curves", curves.curves, ("prepare", "targets", "fit"), lambda r: [r.curves]),
         Stage(
@@ -116,7 +117,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             lambda r: [r.maps, r.generate.generators, r.evaluate.bootstrap, r.evaluate.exclude_seconds, r.seed],
         ),
         Stage("observe", stages.observe, ("simulate", "prepare"), lambda r: [r.generate.test_repeats]),
-        Stage("evaluate", scoring.evaluate, scores, lambda r: [r.evaluate, scoring.judge_names(r), r.seed], format=3),
+        Stage("evaluate", scoring.evaluate, scores, lambda r: [r.evaluate, scoring.judge_names(r), r.seed], format=4),
         Stage("report", stages.report, ("evaluate", *scores, *shown), lambda r: [r.name, r.description]),
     ]
     return [s for s in stages_ if present.get(s.name, True)]

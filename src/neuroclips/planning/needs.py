@@ -243,14 +243,13 @@ def fit(job: Job) -> Iterator[Need]:
 
 
 def ridge(job: Job) -> Need:
-    """Part by part of the targets: values, dual weights and himalaya's copies of them, and A matrices of clips by
-    ``targets_batch`` targets; three copies of the responses and six kernels, of doubles where they are decomposed."""
+    """Part by part of the targets: values, dual weights and himalaya's copies of them (3.7 in all, as measured); for
+    each alpha a matrix of clips by clips and ``targets_batch`` targets; four copies of responses, three kernels."""
     b, x, settings = job.counts.train, job.sizes.voxels, job.recipe.ridge
     part = min(max(job.units), SOLVED_AT_ONCE // b)
     at_once = min(settings.targets_batch, part)
-    host = (
-        BASE + 3 * b * x * F32 + 3 * b * part * F32 + len(settings.alphas) * b * at_once * F32 / 5 * 2 + 6 * b * b * 8
-    )
+    refit = len(settings.alphas) * b * (b + at_once) * F32
+    host = BASE + 4 * b * x * F32 + 3.7 * b * part * F32 + refit + 3 * b * b * 8
     return Need("fit", "ridge", host=host, disk=(sum(job.units) + 2 * x) * b * F32 + _motion(job))
 
 
@@ -318,15 +317,15 @@ def _width(job: Job) -> int:
 
 
 def reconstruct(job: Job) -> Need:
-    """``CLIPS_AT_ONCE`` clips at a time: what is decoded of them in float32 and float16, and their pictures as bytes
-    and as floats, where they are moved."""
+    """``CLIPS_AT_ONCE`` clips at a time: what is decoded of them and its copies, and their pictures as bytes and as
+    floats, where they are moved."""
     recipe, counts, (tokens, latents) = job.recipe, job.counts, job.units
     methods, generators = recipe.decoders.methods, recipe.generate.generators
     repeats = len({k for k in recipe.generate.test_repeats if k < counts.test_repeats} | {counts.test_repeats})
     floors = 1 + (recipe.data.wrong_subject is not None)
     sets = len(methods) * (repeats + floors)
     has_prior = methods[-1] != "ridge"
-    stored = counts.test * F16 * (repeats + floors) * sum(
+    stored = counts.test * F32 * (repeats + floors) * sum(
         latents + tokens * (1 + (method != "ridge")) for method in methods
     )  # fmt: skip
     videos = (2 + floors) * len(generators) + ("ridge" in methods[:-1]) * ("blurry" in generators)
