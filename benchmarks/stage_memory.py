@@ -1,8 +1,8 @@
 """Memory and disk of the stages after targets, at any number of clips with targets of the paper's shapes.
 
-    python benchmarks/stage_memory.py /tmp/planted                              # 360 + 60 + 120 clips
-    python benchmarks/stage_memory.py /tmp/planted --clips 3600 720 1200        # the paper's: see the README
-    python benchmarks/stage_memory.py /tmp/planted --stages fit reconstruct     # again, of what was planted
+    python benchmarks/stage_memory.py FOLDER                              # 360 + 60 + 120 clips
+    python benchmarks/stage_memory.py FOLDER --clips 3600 720 1200        # the paper's
+    python benchmarks/stage_memory.py FOLDER --stages fit reconstruct     # again, of what was planted
 
 A run is planted: random films, and scans and targets that follow 16 numbers a clip, so that scores are not chance.
 Ridge alone decodes; the frozen VAE is narrow, but has the real one's latents. Every stage has a process of its own.

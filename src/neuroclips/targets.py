@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from neuroclips.artefacts import GrowingArrays, read_arrays, read_json, write_arrays, write_json
-from neuroclips.data.clips import Targets
 from neuroclips.data.source import SPLITS
 from neuroclips.pretrained.caption import Captioner
 from neuroclips.pretrained.clip import DTYPES, Clip
@@ -41,7 +40,7 @@ def write_targets(films: Path, out: Path, recipe: TargetsRecipe, report: Report)
     vae, clip = Vae.load(recipe.vae, device=device), Clip.load(recipe.clip, device=device, dtype=DTYPES[recipe.dtype])
     growing, shapes = {}, {}
     for split in SPLITS:
-        first = _arrays(see(vae, clip, np.asarray(frames[split][:1]), _keyframes(recipe, split)))
+        first = see(vae, clip, np.asarray(frames[split][:1]), _keyframes(recipe, split)).arrays()
         shapes[split] = {name: (len(frames[split]), *array.shape[1:]) for name, array in first.items()}
         specs = {name: (shape, "F16") for name, shape in shapes[split].items()}
         growing[split] = GrowingArrays(Path(out) / f"{split}.safetensors", specs)
@@ -86,7 +85,7 @@ class _Worker:
         split, start = job
         rows = slice(start, start + CHUNK)
         frames = np.asarray(read_arrays(self.films / f"{split}.safetensors")["frames"][rows])
-        found = _arrays(see(self.vae, self.clip, frames, _keyframes(self.recipe, split)))
+        found = see(self.vae, self.clip, frames, _keyframes(self.recipe, split)).arrays()
         with GrowingArrays.opened(self.files[split]) as arrays:
             for name, array in found.items():
                 arrays[name][rows] = array
@@ -95,12 +94,6 @@ class _Worker:
 
 def _keyframes(recipe: TargetsRecipe, split: str) -> tuple[int, ...] | None:
     return recipe.keyframes if split == "train" else None
-
-
-def _arrays(targets: Targets) -> dict[str, np.ndarray]:
-    if targets.candidates is None:
-        return {"latents": targets.latents, "tokens": targets.tokens}
-    return {"latents": targets.latents, "candidates": targets.candidates}
 
 
 _worker: _Worker

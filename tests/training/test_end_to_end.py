@@ -13,7 +13,6 @@ from neuroclips.training.end_to_end import (
     EndToEndDecoders,
     build_networks,
     load_initial,
-    mean_and_sd,
     single_trials,
 )
 from neuroclips.training.switches import switches
@@ -214,14 +213,6 @@ def test_single_trials_follow_lags(make_clips):
     np.testing.assert_array_equal(found[0, 1], np.concatenate([clips.bold[0, 1], clips.bold[clips.neighbour(2)[0], 1]]))
 
 
-def test_mean_and_sd_in_parts():
-    tokens = np.random.default_rng(0).normal(3, 2, size=(150, 2, 7)).astype(np.float16)
-    mean, sd = mean_and_sd(tokens)
-    exact = tokens.astype(np.float64)
-    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-5)
-    assert sd == pytest.approx(np.sqrt(exact.var(axis=0).mean()))
-
-
 @pytest.mark.usefixtures("unchecked_types")
 def test_refusals(study):
     (train, targets), (validation, seen), (test, true) = study
@@ -232,6 +223,9 @@ def test_refusals(study):
         EndToEndDecoders(networks).fit(train, targets, test, true)
     with pytest.raises(DataError, match="needs validation clips"):
         EndToEndDecoders(networks).fit(train, targets)
+    with pytest.raises(DataError, match="tokens of all training clips are the same"):
+        alike = replace(targets, tokens=np.ones_like(targets.tokens))
+        EndToEndDecoders(networks).fit(train, alike, validation, seen)
     with pytest.raises(DataError, match="40 columns; these decoders were fitted on 41: scans of another subject"):
         decoders = fitted(study, epochs=1)
         decoders.decode(np.zeros((2, 40), np.float32), test.ids[:2])

@@ -203,3 +203,9 @@ class Targets:
         candidates = arrays.get("candidates")
         tokens = arrays["tokens"] if candidates is None else candidates[:, (candidates.shape[1] - 1) // 2]
         return cls(arrays["latents"], tokens, text, candidates)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What ``of`` takes."""
+        if self.candidates is None:
+            return {"latents": self.latents, "tokens": self.tokens}
+        return {"latents": self.latents, "candidates": self.candidates}

@@ -210,15 +210,9 @@ def _changed(job: Job, settings: Mapping[str, Any]) -> Job:
 def _missing(recipe: Recipe) -> Iterator[tuple[str, tuple[float | int, float | int]]]:
     """Published weights that the recipe names and that are not here: bytes to download, and bytes when ready."""
     from neuroclips.pretrained.catalogue import published, state_of
+    from neuroclips.stages import weights_named
 
-    video, networks = recipe.generate.video, recipe.decoders.networks
-    names = [recipe.targets.vae, recipe.targets.clip]
-    if recipe.data.layout != "tensors":
-        names.append(recipe.targets.captions or "")
-    if "end-to-end" in recipe.decoders.methods:
-        names += [networks.initial or "", networks.text_projector or ""]
-    if video is not None:
-        names += [video.keyframe, video.caption, video.video]
+    names = [name for stage in ("targets", "fit", "generate") for name in weights_named(recipe, stage) if name]
     for name in dict.fromkeys(names):
         model = published().get(name)
         if model is not None and state_of(model).name != "ready":

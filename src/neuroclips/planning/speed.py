@@ -66,9 +66,10 @@ def probe(precision: str = "no", seconds: float | int = 10) -> Speed:
     )  # fmt: skip
     rates: dict[str, float] = {}
     moved, took = 0.0, 0.0
-    for part, batch in (("semantics", 64), ("prior", 16), ("perception", 8)):
-        module, step = of.real_step(part, recipe, sizes, switches("corrected"), batch, on)  # type: ignore[arg-type]
-        counted = of.training(part, recipe, sizes, switches("corrected"), batch, on == "cuda")  # type: ignore[arg-type]
+    batches: dict[of.Trained, int] = {"semantics": 64, "prior": 16, "perception": 8}
+    for part, batch in batches.items():
+        module, step = of.real_step(part, recipe, sizes, switches("corrected"), batch, on)
+        counted = of.training(part, recipe, sizes, switches("corrected"), batch, on == "cuda")
         forward, update = step
         rates[part] = counted.flops / _usual(forward, seconds / 6)
         took += _usual(update, seconds / 12)

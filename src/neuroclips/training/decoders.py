@@ -195,17 +195,10 @@ class NeuralDecoders:
             steps=steps, learning_rate=getattr(chosen, f"{name}_learning_rate"), seed=stable_seed(self.seed, name),
             validate_every=max(1, steps // VALIDATIONS), patience=PATIENCE, decay_all=chosen.decay_all, ema=0.99,
         )  # fmt: skip
-        report = self.progress
-        trained = train(
-            module, objective.loss, objective.batches, settings=settings, validate=validate, choose=choose,
-            highest=highest, device=self.device,
-            checkpoint=None if self.checkpoints is None else self.checkpoints / f".{name}.checkpoint.pt",
-            progress=None if report is None else lambda done, total, what: report(done, total, f"{name}: {what}"),
+        self.curves_[name] = train_part(
+            name, module, objective, settings, validate, choose, highest,
+            device=self.device, checkpoints=self.checkpoints, progress=self.progress,
         )  # fmt: skip
-        module.cpu()
-        # Without wall times: the same training leaves the same files.
-        curve = [{k: v for k, v in row.items() if k != "seconds"} for row in trained.curve]
-        self.curves_[name] = {"best_step": trained.best_step, "steps": trained.steps, "curve": curve}
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
@@ -313,6 +306,34 @@ class NeuralDecoders:
     def _finish(self) -> None:
         for module in (self.semantics_, self.perception_, self.prior_):
             module.eval().requires_grad_(False)
+
+
+def train_part(
+    name: str,
+    module: nn.Module,
+    objective: Any,
+    settings: TrainingSettings,
+    validate: Callable[[Any], Mapping[str, float]],
+    choose: str,
+    highest: bool,
+    *,
+    device: str,
+    checkpoints: Path | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Train one of a subject's networks, and put it on the CPU, so that the next has the device to itself.
+
+    Returns its best step, its steps and its curve, without wall times: the same training leaves the same files.
+    """
+    trained = train(
+        module, objective.loss, objective.batches, settings=settings, validate=validate, choose=choose,
+        highest=highest, device=device,
+        checkpoint=None if checkpoints is None else checkpoints / f".{name}.checkpoint.pt",
+        progress=None if progress is None else lambda done, total, what: progress(done, total, f"{name}: {what}"),
+    )  # fmt: skip
+    module.cpu()
+    curve = [{k: v for k, v in row.items() if k != "seconds"} for row in trained.curve]
+    return {"best_step": trained.best_step, "steps": trained.steps, "curve": curve}
 
 
 def without_teacher(preset: Preset, changes: Mapping[str, Any]) -> Switches:

@@ -9,7 +9,6 @@ keeps the weights of its best validation. Semantics and prior may start from Min
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from neuroclips.decoders.prior import DiffusionPrior, PriorNetwork
 from neuroclips.decoders.semantics import SemanticsNetwork, SemanticsOutput
 from neuroclips.decoders.text import TextProjector, fit_text_projector
 from neuroclips.errors import ArtefactError, DataError
+from neuroclips.evaluation.agreement import mean_and_sd
 from neuroclips.pretrained.registry import resolve
 from neuroclips.recipe import NetworksRecipe
 from neuroclips.shapes import Bool, Float, Float32
@@ -41,9 +41,9 @@ from neuroclips.training.decoders import (
     Progress,
     pick_device,
     token_scores,
+    train_part,
     without_teacher,
 )
-from neuroclips.training.loop import train
 from neuroclips.training.objectives import PerceptionObjective, PriorObjective, SemanticsObjective, epoch_length
 from neuroclips.training.switches import Preset, Switches
 
@@ -173,7 +173,10 @@ class EndToEndDecoders:
         responses, present = single_trials(train), np.asarray(train.present)
         self._build(responses.shape[2], targets.tokens.shape[1:], targets.latents.shape[1:])
         self.initial_ = {} if self.networks.initial is None else self._load_initial(self.networks.initial)
-        self.token_mean_, self.token_sd_ = mean_and_sd(targets.tokens)
+        self.token_mean_, sd = mean_and_sd(targets.tokens)
+        self.token_sd_ = float(np.sqrt(np.square(sd, dtype=np.float64).mean()))
+        if not self.token_sd_ > 0:
+            raise DataError("the tokens of all training clips are the same; expected tokens that differ")
         held = self.inputs(validation)
         candidates = targets.tokens[:, None] if targets.candidates is None else targets.candidates
         words = self._words(targets)
@@ -221,16 +224,16 @@ class EndToEndDecoders:
     ) -> None:  # fmt: skip
         """On what semantics, which is frozen by now, says of every training clip and repeat."""
         chosen = self._switches()
-        with self._conditions(responses, present) as conditions:
+        said = self._said(held)
+        with self._conditions(responses, present) as conditions:  # semantics leaves the device here
             steps, batch = self._steps("prior", len(responses), chosen)
             objective = PriorObjective(
                 conditions, candidates, present=present, switches=chosen, batch=batch, seed=self.seed,
                 mean=self.prior_mean_, sd=self.prior_sd_, **words,
             )  # fmt: skip
-            said = self._said(held)
             self._train(
                 "prior", prior, objective, steps, chosen,
-                lambda m: self._token_scores(self._expected(m, samples=1), m, said, held_tokens), "agreement", True,
+                lambda m: self._token_scores(self._expected(m), m, said, held_tokens), "agreement", True,
             )  # fmt: skip
 
     def _switches(self) -> Switches:
@@ -282,16 +285,10 @@ class EndToEndDecoders:
             precision=self.networks.precision, accumulate=self.networks.accumulate,
             checkpoint_activations=self.networks.checkpoint_activations,
         )  # fmt: skip
-        report = self.progress
-        trained = train(
-            module, objective.loss, objective.batches, settings=settings, validate=validate, choose=choose,
-            highest=highest, device=self.device,
-            checkpoint=None if self.checkpoints is None else self.checkpoints / f".{name}.checkpoint.pt",
-            progress=None if report is None else lambda done, total, what: report(done, total, f"{name}: {what}"),
+        self.curves_[name] = train_part(
+            name, module, objective, settings, validate, choose, highest,
+            device=self.device, checkpoints=self.checkpoints, progress=self.progress,
         )  # fmt: skip
-        module.cpu()  # so that the next one has the device to itself
-        curve = [{k: v for k, v in row.items() if k != "seconds"} for row in trained.curve]
-        self.curves_[name] = {"best_step": trained.best_step, "steps": trained.steps, "curve": curve}
 
     # --- between the networks ----------------------------------------------------------------------------------------
 
@@ -329,13 +326,13 @@ class EndToEndDecoders:
         for start in range(0, len(x), AT_ONCE):
             yield call(module, torch.from_numpy(np.ascontiguousarray(x[start : start + AT_ONCE])).to(on))
 
-    def _expected(self, prior: DiffusionPrior, samples: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-        """Conditions of clips from number ``start`` on, to the prior's expected tokens."""
+    def _expected(self, prior: DiffusionPrior) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        """Conditions (b, K, D) of clips from number ``start`` on, to the prior's expected tokens from one draw each."""
 
         def tokens(x: torch.Tensor, start: int) -> torch.Tensor:
             mean = torch.from_numpy(self.prior_mean_).to(x.device)
             draws = [torch.Generator().manual_seed(start + i) for i in range(len(x))]
-            return prior.expected((x.float() - mean) / self.prior_sd_, draws, samples=samples) * self.prior_sd_ + mean
+            return prior.expected((x.float() - mean) / self.prior_sd_, draws) * self.prior_sd_ + mean
 
         return tokens
 
@@ -545,20 +542,6 @@ def single_trials(clips: Clips) -> Float[np.ndarray, "B R X"]:
         source = clips.neighbour(lag)
         found[source >= 0, :, place] = clips.bold[source[source >= 0]]
     return found.reshape(*found.shape[:2], -1)
-
-
-def mean_and_sd(tokens: Float[np.ndarray, "B K D"]) -> tuple[Float32[np.ndarray, "K D"], float]:
-    """Mean token at every place, and the root of the mean variance; ``AT_ONCE`` clips in memory at a time."""
-    total, squares = np.zeros(tokens.shape[1:]), 0.0
-    for start in range(0, len(tokens), AT_ONCE):
-        part = np.asarray(tokens[start : start + AT_ONCE], np.float64)
-        total += part.sum(axis=0)
-        squares += float(np.square(part).sum())
-    mean = total / len(tokens)
-    variance = squares / (len(tokens) * mean.size) - float(np.square(mean).mean())
-    if not variance > 0:
-        raise DataError(f"the tokens of all clips have a variance of {variance:g}; expected tokens that differ")
-    return mean.astype(np.float32), math.sqrt(variance)
 
 
 def _l1(module: PerceptionNetwork, x: np.ndarray, true: np.ndarray) -> float:

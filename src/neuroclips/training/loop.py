@@ -35,7 +35,6 @@ from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
-    broadcast_object_list,
     patch_environment,
     send_to_device,
 )
@@ -46,7 +45,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from neuroclips.artefacts import stable_seed
 from neuroclips.errors import DataError, RecipeError
-from neuroclips.training import TrainingSettings
+from neuroclips.training import TrainingSettings, processes
 from neuroclips.training.checkpoint import (
     Row,
     Run,
@@ -183,7 +182,7 @@ def train(
     def share() -> float:
         run.spent = time.monotonic() - started
         done = min(1.0, max(run.step / settings.steps, run.spent / (60 * settings.minutes)))
-        return done if math.isinf(settings.minutes) else _of_main(done)  # clocks differ
+        return done if math.isinf(settings.minutes) else processes.told(done)  # clocks differ
 
     def step(rate: float) -> None:
         losses = []
@@ -220,7 +219,7 @@ def train(
             _seed_module(stable_seed("validation", settings.seed), on)
             as_they_are = averaged is None and not sharded
             with torch.no_grad(), nullcontext() if as_they_are else _holding(module, whole(chosen(), on, on)):
-                values = _of_main({name: float(value) for name, value in validate(module.eval()).items()})
+                values = processes.told({name: float(value) for name, value in validate(module.eval()).items()})
             module.train()
             if not math.isfinite(values.get(choose, math.nan)):
                 raise DataError(f"validation at step {run.step} gave {dict(values)}; expected a finite {choose!r}")
@@ -264,7 +263,7 @@ def train(
         """Whether it is time to save."""
         wait = max(settings.save_every_s, saved.took / SAVING) if settings.save_every_s else 0.0
         late = run.spent - saved.spent >= wait
-        return _of_main(late) if sharded else late  # all take part in it
+        return processes.told(late) if sharded else late  # all take part in it
 
     with _enough_memory(module, checkpoint), torch.random.fork_rng([on] if on.type == "cuda" else []):
         module.zero_grad()
@@ -457,8 +456,3 @@ def _read_losses(waiting: Waiting, sums: dict[str, tuple[float, int]], on: torch
             total, count = sums.get(name, (0.0, 0))
             sums[name] = (total + value, count + 1)
     waiting.clear()
-
-
-def _of_main(value: Any) -> Any:
-    """The main process's value, in every process."""
-    return broadcast_object_list([value])[0]
